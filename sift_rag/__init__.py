@@ -1,0 +1,82 @@
+"""sift_rag: choose the passages that leave the least uncertainty, then stuff, train, or both.
+
+`import sift_rag` costs numpy; whatever needs torch is loaded when it is first touched.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sift_rag.candidates import Candidates, Index, IndexFormatError
+    from sift_rag.documents import Document, read_folder, split
+    from sift_rag.embeddings import Embedder, SentenceTransformerEmbedder
+    from sift_rag.engine import Answer, Cancelled, Engine, Score
+    from sift_rag.events import Callback, Control
+    from sift_rag.pipeline import Pipeline
+    from sift_rag.selection import Selection, linear, mmr, nearest, rbf, sift
+    from sift_rag.training import TrainingConfig, TrainingReport
+
+_HOME = {
+    "Answer": "engine",
+    "Callback": "events",
+    "Cancelled": "engine",
+    "Candidates": "candidates",
+    "Control": "events",
+    "Document": "documents",
+    "Embedder": "embeddings",
+    "Engine": "engine",
+    "Index": "candidates",
+    "IndexFormatError": "candidates",
+    "Pipeline": "pipeline",
+    "Score": "engine",
+    "Selection": "selection",
+    "SentenceTransformerEmbedder": "embeddings",
+    "TrainingConfig": "training",
+    "TrainingReport": "training",
+    "linear": "selection",
+    "mmr": "selection",
+    "nearest": "selection",
+    "rbf": "selection",
+    "read_folder": "documents",
+    "sift": "selection",
+    "split": "documents",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "Answer",
+    "Callback",
+    "Cancelled",
+    "Candidates",
+    "Control",
+    "Document",
+    "Embedder",
+    "Engine",
+    "Index",
+    "IndexFormatError",
+    "Pipeline",
+    "Score",
+    "Selection",
+    "SentenceTransformerEmbedder",
+    "TrainingConfig",
+    "TrainingReport",
+    "linear",
+    "mmr",
+    "nearest",
+    "rbf",
+    "read_folder",
+    "sift",
+    "split",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

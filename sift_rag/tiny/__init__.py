@@ -1,0 +1,1 @@
+"""The small causal LM that comes along, and the invented world it was trained on."""
