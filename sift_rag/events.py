@@ -1,0 +1,91 @@
+"""What is announced while a question is answered, and the control object that may change or stop it.
+
+A callback is an object with the hooks it cares about: subclass `Callback` and override some.
+The order of one call is
+
+    on_start -> on_selection -> on_train_start -> on_train_step ... -> on_train_end
+             -> on_token ... -> on_answer
+
+where `Pipeline` announces the first two and `Engine` the others (training hooks only where
+something is trained). Every event is a dict of plain data (str, int, float, bool, None, lists and
+dicts of them), so that it can be logged as JSON; it carries ids of documents, never their text.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+SCHEMA = 1
+"""Version of the events' layout: the value of `event["schema"]`. It changes when a key does."""
+
+Event = dict[str, Any]
+
+
+class Control:
+    """What a callback may change or stop; one object lives as long as one call.
+
+    Attributes:
+        k: Number of passages to select. Read after `on_start`.
+        noise: Noise (a variance) given to the selection. None leaves the selector's own default.
+            Read after `on_start`.
+        training: The `TrainingConfig` to train with. Read after `on_start` and again after
+            `on_train_start`.
+        stopped: Whether `stop` was called.
+    """
+
+    __slots__ = ("k", "noise", "stopped", "training")
+
+    def __init__(
+        self, *, k: int | None = None, noise: float | None = None, training: Any = None
+    ) -> None:
+        self.k = k
+        self.noise = noise
+        # Any, not TrainingConfig: events stand below training and must not import it.
+        self.training = training
+        self.stopped = False
+
+    def stop(self) -> None:
+        """End the training after the step that is running; what was learnt so far is used.
+
+        To end the whole call instead, raise: the error reaches the caller, and the model is left
+        as it was.
+        """
+        self.stopped = True
+
+
+class Callback:
+    """Hooks that do nothing. Override the ones of interest.
+
+    Hooks run in the order in which the callbacks were given; those of the engine run on its
+    worker thread, so they hold up the answer: keep them short. A hook that raises ends the call
+    with that error.
+    """
+
+    def on_start(self, event: Event, control: Control) -> None:
+        """Before anything is done. Keys: question, mode, k, fetch_k, noise."""
+
+    def on_selection(self, event: Event, control: Control) -> None:
+        """Passages were selected. Keys: ids, scores, gains, uncertainty, candidates, seconds."""
+
+    def on_train_start(self, event: Event, control: Control) -> None:
+        """Training is about to begin. Keys: config, texts."""
+
+    def on_train_step(self, event: Event, control: Control) -> None:
+        """One gradient step was taken. Keys: step (from 1), steps (planned), loss (nats a token),
+        tokens, seconds."""
+
+    def on_train_end(self, event: Event, control: Control) -> None:
+        """Training ended. Keys: those of `TrainingReport`."""
+
+    def on_token(self, event: Event, control: Control) -> None:
+        """A piece of the answer was generated. Keys: text, index (from 0)."""
+
+    def on_answer(self, event: Event, control: Control) -> None:
+        """The answer is there. Keys: text, mode, timings, usage, finish_reason."""
+
+
+def emit(
+    callbacks: Iterable[Callback], hook: str, control: Control, payload: dict[str, Any]
+) -> None:
+    """Call `hook` of each callback with its own copy of the payload; the first error ends it."""
+    for callback in callbacks:
+        getattr(callback, hook)({"schema": SCHEMA, "event": hook, **payload}, control)
