@@ -1,4 +1,4 @@
-"""What is announced while a question is answered, and the control object that may change or stop it.
+"""What is announced while a question is answered, and the control that may change or stop it.
 
 A callback is an object with the hooks it cares about: subclass `Callback` and override some.
 The order of one call is
