@@ -1,0 +1,121 @@
+"""The house holds: imports point one way, heavy ones stay in their rooms, `import sift_rag` is light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sift_rag
+
+PACKAGE = Path(sift_rag.__file__).parent
+LAYER = {
+    "documents": 1,
+    "selection": 1,
+    "events": 1,
+    "embeddings": 2,
+    "candidates": 2,
+    "prompting": 2,
+    "generation": 2,
+    "training": 2,
+    "engine": 2,
+    "pipeline": 3,
+    "comparison": 4,
+    "report": 5,
+    "cli": 6,
+    "demo": 6,
+}
+HEAVY = {
+    "torch": {"generation", "training", "engine"},
+    "transformers": {"generation", "training", "engine"},
+    "peft": {"training"},
+    "faiss": {"candidates"},
+    "sentence_transformers": {"embeddings"},
+    "typer": {"cli"},
+    "rich": {"cli", "demo"},
+}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Full names of what a file imports, also inside functions unless told otherwise."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative imports hide where things live"
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_point_down_the_layers(path: Path) -> None:
+    if path.parent != PACKAGE:
+        pytest.skip("not a module of the flow")
+    own = LAYER[path.stem]
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "sift_rag" and len(parts) > 1 and parts[1] in LAYER:
+            assert LAYER[parts[1]] <= own, f"{path.stem} must not import {parts[1]}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert not roots & {"langchain", "langchain_core", "llama_index"}
+    for package, rooms in HEAVY.items():
+        assert package not in roots or path.stem in rooms, f"{path.stem} imports {package}"
+
+
+def test_selection_needs_numpy_only() -> None:
+    roots = {name.split(".")[0] for name in imports(PACKAGE / "selection.py")}
+    assert roots - set(sys.stdlib_module_names) == {"numpy"}
+
+
+def test_only_the_pipeline_sees_both_selection_and_training() -> None:
+    for path in MODULES:
+        if LAYER.get(path.stem, 0) < 3:
+            seen = imports(path)
+            assert not {"sift_rag.selection", "sift_rag.training"} <= seen, path.stem
+
+
+def test_no_drawer_for_odds_and_ends() -> None:
+    names = {path.name for path in PACKAGE.rglob("*.py")}
+    assert not names & {"utils.py", "common.py", "base.py", "helpers.py"}
+
+
+def test_nothing_unsafe_is_written_anywhere() -> None:
+    for path in MODULES:
+        text = path.read_text(encoding="utf-8")
+        for word in ("import pickle", "trust_remote_code=True", "weights_only=False", "eval("):
+            assert word not in text.replace(".eval(", ""), f"{path.name}: {word}"
+
+
+def test_importing_costs_numpy_and_nothing_else() -> None:
+    """In a fresh interpreter, also after touching what needs numpy only."""
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "import sift_rag; sift_rag.sift; sift_rag.Selection; sift_rag.Document\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(new - set(sys.stdlib_module_names) - {'sift_rag'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "['numpy']"
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    assert sift_rag.__all__ == sorted(sift_rag.__all__)
+    for name in sift_rag.__all__:
+        assert getattr(sift_rag, name).__doc__, name
+    assert set(dir(sift_rag)) >= set(sift_rag.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'sieve'"):
+        _ = sift_rag.sieve
