@@ -64,7 +64,8 @@ class Callback:
         """Before anything is done. Keys: question, mode, k, fetch_k, noise."""
 
     def on_selection(self, event: Event, control: Control) -> None:
-        """Passages were selected. Keys: ids, scores, gains, uncertainty, candidates, seconds."""
+        """Passages were selected. Keys: id, score, gain, uncertainty (lists in order of
+        selection), candidates (their number), seconds."""
 
     def on_train_start(self, event: Event, control: Control) -> None:
         """Training is about to begin. Keys: config, texts."""
