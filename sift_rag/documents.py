@@ -41,6 +41,15 @@ def content_hash(text: str) -> str:
     return sha256(text.encode("utf-8")).hexdigest()
 
 
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file's bytes in hex, read in pieces of a megabyte."""
+    digest = sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A text, what is known about it, and its name.
