@@ -1,0 +1,257 @@
+"""How one question is answered: adapt, prompt, generate, gone. Runs on the engine's thread."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import count
+from typing import Any, Literal
+
+from sift_rag.adapters import Adapters
+from sift_rag.documents import Document
+from sift_rag.events import Callback, Control, emit
+from sift_rag.generation import FinishReason, LanguageModel, evaluating, generate, score
+from sift_rag.prompting import Order, Prompt, PromptTemplate, closed_book, stuffed
+from sift_rag.training import Stopped, TrainingConfig, TrainingReport, train
+from sift_rag.worker import Job
+
+Mode = Literal["closed_book", "stuff", "train", "both"]
+"""How documents are used: not at all, in the prompt, in the weights, or in both."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer and how it came about.
+
+    Attributes:
+        text: The answer.
+        mode: The mode that was asked for.
+        question: The question.
+        documents: The passages that the answer rests on, in order of selection.
+        left_out: The passages that did not fit into the prompt, in order of selection.
+        timings: Seconds by stage: queue (waiting for the model), train, prompt, generate, total.
+        usage: Tokens: prompt_tokens, completion_tokens, training_tokens.
+        training: What happened in training; None where nothing was to be trained.
+        finish_reason: "stop" (the model ended it) or "length" (`max_new_tokens` did).
+        note: What went another way than asked for, as a sentence; mostly empty.
+        selection: The selection that gave the documents, where a `Pipeline` made one.
+    """
+
+    text: str
+    mode: Mode
+    question: str
+    documents: tuple[Document, ...]
+    left_out: tuple[Document, ...]
+    timings: dict[str, float]
+    usage: dict[str, int]
+    training: TrainingReport | None
+    finish_reason: FinishReason
+    note: str = ""
+    selection: Any = None  # not Selection: what trains must not see what selects
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """How well a reference is predicted.
+
+    Attributes:
+        nats: Negative log likelihood of the whole reference, given the prompt.
+        tokens: Tokens of the reference.
+        bytes: UTF-8 bytes of the reference.
+        training: What happened in training; None where nothing was to be trained.
+    """
+
+    nats: float
+    tokens: int
+    bytes: int
+    training: TrainingReport | None
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits a byte of the reference: comparable between tokenizers. Lower is better."""
+        return self.nats / math.log(2) / self.bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One call, checked, with every default filled in. See `sift_rag.engine.Options`."""
+
+    question: str
+    documents: tuple[Document, ...]
+    mode: Mode
+    training: TrainingConfig
+    max_new_tokens: int
+    callbacks: Sequence[Callback] = ()
+    control: Control = field(default_factory=Control)
+    order: Order = "best_first"
+
+    def tell(self, hook: str, **payload: Any) -> None:
+        """Announce something to the callbacks."""
+        emit(self.callbacks, hook, self.control, payload)
+
+
+class Answerer:
+    """A model, its adapters and its words: answers requests one at a time."""
+
+    def __init__(self, lm: LanguageModel, template: PromptTemplate) -> None:
+        self.lm = lm
+        self.template = template
+        self._adapters = Adapters(lm.model)
+
+    def answer(self, request: Request, job: Job[Answer]) -> Answer:
+        """Adapt, prompt, generate."""
+        timings = {"queue": time.perf_counter() - job.submitted}
+        with self._adapted(request, job, timings) as report:
+            with _timed(timings, "prompt"):
+                prompt = self._prompt(request, report, request.max_new_tokens)
+                ids = self.lm.prompt(prompt.text)
+            with _timed(timings, "generate"):
+                generated = generate(
+                    self.lm,
+                    ids,
+                    max_new_tokens=request.max_new_tokens,
+                    on_text=_announcer(request, job),
+                    cancelled=lambda: job.cancelled,
+                )
+        if generated.finish_reason == "cancelled":
+            job.check()
+        timings["total"] = time.perf_counter() - job.submitted
+        learnt = report is not None and report.adapter_used
+        answer = Answer(
+            text=generated.text,
+            mode=request.mode,
+            question=request.question,
+            documents=request.documents if learnt else prompt.documents,
+            left_out=prompt.left_out,
+            timings=timings,
+            usage={
+                "prompt_tokens": len(ids),
+                "completion_tokens": generated.tokens,
+                "training_tokens": report.tokens if report else 0,
+            },
+            training=report,
+            finish_reason=generated.finish_reason,
+            note=_note(report),
+        )
+        told = ("text", "mode", "timings", "usage", "finish_reason")
+        request.tell("on_answer", **{key: getattr(answer, key) for key in told})
+        return answer
+
+    def score(self, request: Request, reference: str, job: Job[Score]) -> Score:
+        """Adapt, prompt, and see how well the reference is predicted."""
+        ids = self.lm.continuation(reference)
+        if len(ids) >= self.lm.context:
+            raise ValueError(
+                f"The reference has {len(ids)} tokens and the model's context is "
+                f"{self.lm.context}: score it in parts."
+            )
+        with self._adapted(request, job, {}) as report:
+            prompt = self._prompt(request, report, len(ids))
+            nats = score(self.lm, self.lm.prompt(prompt.text), ids)
+        return Score(nats=nats, tokens=len(ids), bytes=len(reference.encode()), training=report)
+
+    @contextmanager
+    def _adapted(
+        self, request: Request, job: Job[Any], timings: dict[str, float]
+    ) -> Iterator[TrainingReport | None]:
+        """The model as the mode wants it: with an adapter trained on the documents, or bare."""
+        with evaluating(self.lm.model), ExitStack() as adapter:
+            report = None
+            with _timed(timings, "train"):
+                if request.mode in ("train", "both"):
+                    report = self._train(request, job, adapter)
+            job.check()
+            yield report
+
+    def _train(self, request: Request, job: Job[Any], attached: ExitStack) -> TrainingReport:
+        control = request.control
+        control.training = request.training
+        request.tell(
+            "on_train_start", config=asdict(request.training), texts=len(request.documents)
+        )
+        config = _training_config(control.training)  # a callback may have replaced it
+        adapter = self._adapters.get(config.rank, config.target_modules)
+        attached.enter_context(adapter.attached())
+
+        def interrupted() -> Stopped | None:
+            return "cancelled" if job.cancelled else "callback" if control.stopped else None
+
+        report = train(
+            self.lm.model,
+            adapter,
+            [self.lm.text(document.text) for document in request.documents],
+            replace(config, window=min(config.window, self.lm.context)),
+            interrupted=interrupted,
+            on_step=lambda told: request.tell("on_train_step", **told),
+        )
+        if not report.adapter_used:
+            attached.close()
+        request.tell("on_train_end", **asdict(report) | {"losses": list(report.losses)})
+        return report
+
+    def _prompt(self, request: Request, report: TrainingReport | None, room: int) -> Prompt:
+        """The prompt; where training failed, the passages go there instead of the weights."""
+
+        def length(text: str) -> int:
+            return len(self.lm.prompt(text))
+
+        budget = self.lm.context - room
+        if request.mode == "closed_book" or (request.mode == "train" and not _failed(report)):
+            return closed_book(
+                request.question, budget=budget, count=length, template=self.template
+            )
+        return stuffed(
+            request.question,
+            request.documents,
+            budget=budget,
+            count=length,
+            order=request.order,
+            template=self.template,
+        )
+
+
+def _announcer(request: Request, job: Job[Any]) -> Callable[[str], None]:
+    numbers = count()
+
+    def announce(text: str) -> None:
+        request.tell("on_token", text=text, index=next(numbers))
+        job.on_piece(text)
+
+    return announce
+
+
+def _training_config(value: Any) -> TrainingConfig:
+    if not isinstance(value, TrainingConfig):
+        raise TypeError(
+            f"control.training is {value!r}; it must be a TrainingConfig, such as "
+            "dataclasses.replace(control.training, epochs=1)."
+        )
+    return value
+
+
+def _failed(report: TrainingReport | None) -> bool:
+    return report is not None and report.stopped in ("non_finite", "diverged")
+
+
+def _note(report: TrainingReport | None) -> str:
+    if report is None or report.adapter_used:
+        return ""
+    if not _failed(report):
+        return "Training was stopped before its first step: the answer comes without it."
+    why = (
+        "a loss, gradient or weight was NaN or infinite"
+        if report.stopped == "non_finite"
+        else "a passage was predicted worse than by guessing"
+    )
+    return (
+        f"Training was undone after step {report.steps}, as {why}: the answer comes from the "
+        "passages in the prompt. Lower learning_rate."
+    )
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    timings[stage] = time.perf_counter() - began

@@ -1,0 +1,267 @@
+"""Causal language models: continue a prompt piece by piece, score a text."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional as F
+from transformers import (
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from sift_rag.loading import check_causal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+# Where neither model nor tokenizer names a limit (ALiBi, state spaces): what such models were
+# mostly trained with.
+_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal model and its tokenizer: texts to token ids in the way that this model wants them.
+
+    Attributes:
+        model: The model.
+        tokenizer: Its tokenizer.
+        chat: Whether prompts go through the tokenizer's chat template, where it has one.
+        context: Tokens that the model can see.
+        eos: Tokens that end an answer.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    chat: bool = True
+    context: int = field(init=False)
+    eos: tuple[int, ...] = field(init=False)
+    _before: tuple[int, ...] = field(init=False, repr=False)
+    _after: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_causal(self.model.config, self.model.config.name_or_path or type(self.model))
+        object.__setattr__(self, "context", _context(self.model.config, self.tokenizer))
+        object.__setattr__(self, "eos", _eos(self.model, self.tokenizer))
+        # What the tokenizer puts around a text (BOS, maybe EOS), found by asking it.
+        plain, whole = self._encode("a"), self._encode("a", add_special_tokens=True)
+        start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+        object.__setattr__(self, "_before", tuple(whole[:start]))
+        object.__setattr__(self, "_after", tuple(whole[start + len(plain) :]))
+
+    def prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt: BOS where the tokenizer adds one, never an EOS."""
+        if self.chat and self.tokenizer.chat_template:
+            messages = [{"role": "user", "content": text}]
+            ids = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=False
+            )
+            return list(ids)
+        return [*self._before, *self._encode(text)]
+
+    def text(self, text: str) -> list[int]:
+        """Token ids of a text to train on: BOS where the tokenizer adds one, and always an EOS,
+        so that the end is learnt too."""
+        after = self._after or self.eos[:1]
+        return [*self._before, *self._encode(text), *after]
+
+    def continuation(self, text: str) -> list[int]:
+        """Token ids of a text that follows a prompt, tokenised by itself.
+
+        A space goes before it, as between "Answer:" and what a model writes after it; but not
+        after a chat template, which ends in a new line or a token of its own, nor with a
+        SentencePiece-like tokenizer, which puts that space itself.
+        """
+        ids = self._encode(text)
+        first = self.tokenizer.convert_ids_to_tokens(ids[:1])
+        if (self.chat and self.tokenizer.chat_template) or (first and first[0].startswith("▁")):
+            return ids
+        return self._encode(" " + text)
+
+    def _encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        # verbose=False: a long text is cut into windows later, so its length is no news.
+        encoded = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
+        return list(encoded["input_ids"])
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A continuation.
+
+    Attributes:
+        text: Without the white space around it.
+        tokens: Number of tokens generated, the one that ended it included.
+        finish_reason: "stop" (the model ended it), "length" or "cancelled".
+    """
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+
+
+def generate(
+    lm: LanguageModel,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    on_text: Callable[[str], None] = lambda _: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Generated:
+    """Continue a prompt greedily: at each place the likeliest token.
+
+    Args:
+        lm: The model, in evaluation mode.
+        prompt: Token ids.
+        max_new_tokens: Tokens to generate at most.
+        on_text: Told each piece of text as it comes; the pieces together are the text.
+        cancelled: Asked after each token whether to end here.
+    """
+    pieces = _Pieces(lm, on_text)
+    ids = torch.tensor([prompt], device=lm.model.device)  # (1, T)
+    lm.model.generate(  # type: ignore[operator]
+        ids,
+        attention_mask=torch.ones_like(ids),
+        generation_config=_greedy(lm, max_new_tokens),
+        stopping_criteria=[_Poll(cancelled)],
+        streamer=pieces,
+    )
+    ended = pieces.tokens and pieces.tokens[-1] in lm.eos
+    reason: FinishReason = "stop" if ended else "cancelled" if cancelled() else "length"
+    return Generated(pieces.text, len(pieces.tokens), reason)
+
+
+@torch.no_grad()
+def score(lm: LanguageModel, prompt: Sequence[int], reference: Sequence[int]) -> float:
+    """Nats (negative log likelihood) of all tokens of `reference`, given `prompt`.
+
+    Args:
+        lm: The model, in evaluation mode.
+        prompt: Token ids, at least one.
+        reference: Token ids, at least one.
+
+    Raises:
+        ValueError: If one of them is empty or both together exceed the model's context.
+    """
+    if not prompt or not reference:
+        raise ValueError("Prompt and reference must have at least one token each.")
+    if len(prompt) + len(reference) > lm.context:
+        raise ValueError(
+            f"Prompt ({len(prompt)} tokens) and reference ({len(reference)}) exceed the model's "
+            f"context of {lm.context} tokens: score a shorter reference."
+        )
+    ids = torch.tensor([[*prompt, *reference]], device=lm.model.device)  # (1, T)
+    logits = lm.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    nats = F.cross_entropy(logits.float(), ids[0, len(prompt) :], reduction="none")
+    return float(nats.double().sum())
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode for a while; each module gets back the mode that it had."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Pieces(BaseStreamer):
+    """Decodes token by token, without the white space around the whole.
+
+    A token is decoded after the one before it, as its text may depend on it (SentencePiece drops
+    the space of a first word); half a character, and white space that may be the last, wait.
+    """
+
+    def __init__(self, lm: LanguageModel, on_text: Callable[[str], None]) -> None:
+        self.tokens: list[int] = []
+        self.text = ""
+        self._lm = lm
+        self._on_text = on_text
+        self._prompted = False
+        self._waiting = ""
+        self._start = 0  # of the tokens that are decoded along
+        self._done = 0  # tokens whose text is out
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._prompted:  # the prompt comes first
+            self._prompted = True
+            return
+        self.tokens += value.flatten().tolist()
+        self._decode()
+
+    def end(self) -> None:
+        self._decode(last=True)
+
+    def _decode(self, *, last: bool = False) -> None:
+        before = self._read(self.tokens[self._start : self._done])
+        now = self._read(self.tokens[self._start :])
+        if now.endswith("\N{REPLACEMENT CHARACTER}") and not last:
+            return
+        self._start, self._done = self._done, len(self.tokens)
+        self._push(now[len(before) :])
+
+    def _read(self, tokens: list[int]) -> str:
+        return str(
+            self._lm.tokenizer.decode(
+                tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def _push(self, piece: str) -> None:
+        piece = self._waiting + piece
+        if not self.text:
+            piece = piece.lstrip()
+        ready = piece.rstrip()
+        self._waiting = piece[len(ready) :]
+        if ready:
+            self.text += ready
+            self._on_text(ready)
+
+
+class _Poll(StoppingCriteria):
+    def __init__(self, cancelled: Callable[[], bool]) -> None:
+        self._cancelled = cancelled
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
+        return torch.full((len(input_ids),), self._cancelled(), device=input_ids.device)
+
+
+def _greedy(lm: LanguageModel, max_new_tokens: int) -> GenerationConfig:
+    # Each value is given, as transformers fills the others in from the model's own settings.
+    pad = lm.tokenizer.pad_token_id
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        typical_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=list(lm.eos) or None,
+        pad_token_id=pad if pad is not None else (lm.eos or (0,))[0],
+    )
+
+
+def _context(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    limits = [
+        getattr(config.get_text_config(), "max_position_embeddings", None),
+        tokenizer.model_max_length if tokenizer.model_max_length < 1e9 else None,
+    ]
+    return min((limit for limit in limits if limit), default=_CONTEXT)
+
+
+def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    return tuple(dict.fromkeys(i for i in ids if i is not None))
