@@ -1,0 +1,261 @@
+"""The command sift-rag: a thin skin over the Python API, and the only place that prints or exits.
+
+Results go to standard output, progress and notices to standard error. Exit codes: 0 done, 1 the
+input or the machine did not allow it (one sentence says why), 2 wrong usage, 130 Ctrl-C.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from sift_rag import terminal
+from sift_rag.selection import mmr, nearest, sift
+
+if TYPE_CHECKING:
+    from sift_rag.candidates import Index
+    from sift_rag.embeddings import SentenceTransformerEmbedder
+    from sift_rag.engine import Answer, Engine
+    from sift_rag.pipeline import Pipeline
+
+# Heavy imports (torch, transformers) are inside the functions: `sift-rag --help` answers at once.
+
+SELECTORS = {"sift": sift, "nearest": nearest, "mmr": mmr}
+Select = Literal["sift", "nearest", "mmr"]
+Use = Literal["stuff", "train", "both", "closed-book"]
+
+out = Console()
+err = Console(stderr=True)
+
+
+class _Commands(typer.core.TyperGroup):
+    """Turns what went wrong into one sentence and an exit code, for every command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            err.print("Interrupted: nothing was left half done.", style="yellow")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise  # `| head` closed the pipe: typer ends quietly
+        except (ValueError, OSError, ImportError) as error:
+            err.print(f"Error: {error}", style="red", markup=False, highlight=False)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="From a folder of texts to an answer: select passages with SIFT, then stuff them into "
+    "the prompt, train on them for one question, or both.",
+)
+
+IndexFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The index.")]
+Question = Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know.")]
+K = Annotated[int, typer.Option("-k", "--k", help="Passages to select.")]
+FetchK = Annotated[int, typer.Option(help="Candidates that the selection sees.")]
+Selector = Annotated[Select, typer.Option(help="How passages are selected.")]
+EmbedderName = Annotated[
+    str, typer.Option("--embedder", help="A sentence-transformers model: name or local path.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+MINILM = "minilm"
+
+
+@app.command(
+    epilog="Example: [bold]sift-rag index ./handbook --out handbook.index[/bold]",
+)
+def index(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the texts are.")],
+    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the index goes.")],
+    embedder: EmbedderName = MINILM,
+    max_tokens: Annotated[int, typer.Option(help="Longest passage, in tokens.")] = 200,
+    overlap: Annotated[int, typer.Option(help="Tokens that neighbouring passages share.")] = 0,
+) -> None:
+    """Index a folder: text, Markdown, HTML, JSON lines and PDF.
+
+    Run it again after the folder changed: only new and changed passages are embedded.
+    """
+    from sift_rag.candidates import Index
+    from sift_rag.documents import read_folder, split
+
+    reading = read_folder(folder)
+    model = _embedder(embedder)
+    passages = split(
+        reading.documents, max_tokens=max_tokens, overlap=overlap, tokenizer=model.tokenizer
+    )
+    previous = _previous(out_dir, model)
+    with terminal.ProgressBar(err, "Embedding") as bar:
+        built = Index.build(passages, model, previous=previous, progress=bar)
+    built.save(out_dir)
+    out.print(
+        f"{len(reading.documents)} documents, {len(built)} passages "
+        f"({built.embedded} embedded, {built.reused} taken over): {out_dir}",
+        highlight=False,
+        markup=False,
+    )
+    if reading.skipped:
+        err.print(f"{len(reading.skipped)} skipped:", style="yellow")
+        for path, reason in reading.skipped:
+            err.print(f"  {path}: {reason}", markup=False, highlight=False)
+
+
+@app.command(
+    epilog='Example: [bold]sift-rag search handbook.index "How many days off?" -k 3[/bold]',
+)
+def search(
+    folder: IndexFolder,
+    question: Question,
+    k: K = 5,
+    fetch_k: FetchK = 50,
+    select: Selector = "sift",
+    embedder: EmbedderName = MINILM,
+    as_json: AsJson = False,
+) -> None:
+    """Show the passages that together leave the least uncertainty about a question."""
+    from sift_rag.pipeline import retrieve
+
+    found = retrieve(
+        _load(folder, embedder), question, select=SELECTORS[select], k=k, fetch_k=fetch_k
+    )
+    if as_json:
+        _print_json({"question": question, "selected": found.rows()})
+        return
+    out.print(terminal.passages(found))
+    err.print(terminal.seconds(found.timings), style="dim")
+
+
+@app.command(
+    epilog='Example: [bold]sift-rag ask handbook.index "How many days off?" --use both[/bold]\n\n'
+    'Example: [bold]sift-rag ask handbook.index "How many days off?" --stream[/bold]',
+)
+def ask(
+    folder: IndexFolder,
+    question: Question,
+    use: Annotated[Use, typer.Option(help="How the passages are used.")] = "stuff",
+    model: Annotated[
+        str, typer.Option(help="A causal LM: Hugging Face name, local path, or tiny.")
+    ] = "tiny",
+    embedder: EmbedderName = MINILM,
+    k: K = 5,
+    fetch_k: FetchK = 50,
+    select: Selector = "sift",
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    stream: Annotated[bool, typer.Option(help="Print the answer as it is made.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question from an index."""
+    from sift_rag.pipeline import Pipeline
+
+    loaded = _load(folder, embedder)
+    mode: Any = use.replace("-", "_")
+    with _engine(model) as engine:
+        pipeline = Pipeline(
+            loaded,
+            engine,
+            select=SELECTORS[select],
+            k=k,
+            fetch_k=fetch_k,
+            mode=mode,
+            callbacks=[terminal.TrainingBar(err)],
+        )
+        answer = _answer(pipeline, question, max_new_tokens, stream=stream, as_json=as_json)
+    if as_json:
+        _print_json(_answer_as_json(answer), indent=None if stream else 2)
+        return
+    if not stream:
+        out.print(answer.text, markup=False, highlight=False)
+    for notice in terminal.notices(answer):
+        err.print(notice, style="yellow", markup=False, highlight=False)
+    err.print(terminal.seconds(answer.timings), style="dim")
+
+
+@app.command(epilog="Example: [bold]sift-rag demo --questions 5[/bold]")
+def demo(
+    questions: Annotated[int, typer.Option(min=1, help="Questions to ask.")] = 3,
+    seed: Annotated[int, typer.Option(help="Another seed, another invented world.")] = 0,
+) -> None:
+    """See it work: invented devices, three ways to answer, nothing downloaded."""
+    from sift_rag.demo import run
+
+    embedder = _embedder(MINILM)
+    with _engine("tiny") as engine:
+        run(embedder, engine, questions=questions, seed=seed, console=out)
+
+
+def _embedder(name: str) -> "SentenceTransformerEmbedder":
+    from sift_rag.embeddings import SentenceTransformerEmbedder, minilm
+
+    with err.status("Loading the embedder"):
+        return minilm() if name == MINILM else SentenceTransformerEmbedder(name)
+
+
+def _engine(name: str) -> "Engine":
+    from sift_rag.engine import Engine
+
+    with err.status("Loading the model"):
+        return Engine.tiny() if name == "tiny" else Engine.from_pretrained(name)
+
+
+def _load(folder: Path, embedder: str) -> "Index":
+    from sift_rag.candidates import Index
+
+    return Index.load(folder, _embedder(embedder))
+
+
+def _previous(folder: Path, embedder: "SentenceTransformerEmbedder") -> "Index | None":
+    """The index that is there, for its vectors; None where there is none to take over from."""
+    from sift_rag.candidates import Index, IndexFormatError
+
+    if not folder.exists():
+        return None
+    try:
+        return Index.load(folder, embedder)
+    except IndexFormatError as error:
+        err.print(f"Embedding everything anew: {error}", style="yellow", markup=False)
+        return None
+
+
+def _answer(
+    pipeline: "Pipeline", question: str, max_new_tokens: int, *, stream: bool, as_json: bool
+) -> "Answer":
+    """Answer a question; a stream prints its pieces, as JSON lines where JSON is wanted."""
+    if not stream:
+        return pipeline.answer(question, max_new_tokens=max_new_tokens)
+    pieces = pipeline.stream(question, max_new_tokens=max_new_tokens)
+    for piece in pieces:
+        sys.stdout.write(json.dumps({"piece": piece}) + "\n" if as_json else piece)
+        sys.stdout.flush()
+    if not as_json:
+        sys.stdout.write("\n")
+    return pieces.answer
+
+
+def _answer_as_json(answer: "Answer") -> dict[str, Any]:
+    return {
+        "question": answer.question,
+        "mode": answer.mode,
+        "text": answer.text,
+        "documents": [{"id": d.id, "metadata": dict(d.metadata)} for d in answer.documents],
+        "left_out": [d.id for d in answer.left_out],
+        "timings": answer.timings,
+        "usage": answer.usage,
+        "training": asdict(answer.training) if answer.training else None,
+    }
+
+
+def _print_json(data: dict[str, Any], *, indent: int | None = 2) -> None:
+    sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=indent, default=str) + "\n")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()

@@ -1,0 +1,124 @@
+"""How results look in a terminal: rich renderables and a progress bar. Nothing here prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from sift_rag.events import Callback, Control, Event
+
+if TYPE_CHECKING:  # torch comes with them
+    from sift_rag.engine import Answer
+    from sift_rag.pipeline import Retrieved
+
+
+def progress(console: Console) -> Progress:
+    """A bar that counts, shows the time and goes away when done."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+class ProgressBar:
+    """A bar for one job; an instance is the `progress(done, total)` function that jobs take."""
+
+    def __init__(self, console: Console, label: str) -> None:
+        self._progress = progress(console)
+        self._task = self._progress.add_task(label, total=None)
+
+    def __call__(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+
+    def __enter__(self) -> ProgressBar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+class TrainingBar(Callback):
+    """A bar that follows the gradient steps of test-time training and shows the loss."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = progress(console)
+        self._task = TaskID(0)
+
+    def on_train_start(self, event: Event, control: Control) -> None:
+        self._progress = progress(self._console)
+        self._task = self._progress.add_task("Training", total=None)
+        self._progress.start()
+
+    def on_train_step(self, event: Event, control: Control) -> None:
+        self._progress.update(
+            self._task,
+            completed=event["step"],
+            total=event["steps"],
+            description=f"Training, loss {event['loss']:.2f}",
+        )
+
+    def on_train_end(self, event: Event, control: Control) -> None:
+        self._progress.stop()
+
+
+def passages(retrieved: Retrieved, *, characters: int = 200) -> Table:
+    """The selected passages: what each one removed of the uncertainty, and what was left."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("#", justify="right")
+    table.add_column("gain", justify="right")
+    table.add_column("left", justify="right")
+    table.add_column("passage", ratio=1)
+    for row in retrieved.rows():
+        # Text, not a string: square brackets in a document are no markup.
+        text = Text(shorten(row["text"], characters))
+        if source := row["metadata"].get("source"):
+            text.append(f"\n{source}", style="dim")
+        table.add_row(str(row["rank"]), f"{row['gain']:.4f}", f"{row['uncertainty']:.4f}", text)
+    return table
+
+
+def seconds(timings: Mapping[str, float], stages: Iterable[str] = ()) -> str:
+    """Stages and their seconds in a line, those that took none left out."""
+    shown = stages or timings
+    return ", ".join(f"{name} {timings[name]:.2f} s" for name in shown if timings.get(name))
+
+
+def notices(answer: Answer) -> list[str]:
+    """What the reader of an answer should know beside its text."""
+    found = [answer.note] if answer.note else []
+    if answer.left_out:
+        kept, total = len(answer.documents), len(answer.documents) + len(answer.left_out)
+        found.append(f"{kept} of {total} passages fit into the prompt; the rest was left out.")
+    if answer.finish_reason == "length":
+        found.append("The answer was cut at its longest: raise --max-new-tokens.")
+    return found
+
+
+def shorten(text: str, characters: int) -> str:
+    """A text on one line, with an ellipsis where it was cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
