@@ -97,7 +97,7 @@ def passages(retrieved: Retrieved, *, characters: int = 200) -> Table:
         text = Text(shorten(row["text"], characters))
         if source := row["metadata"].get("source"):
             text.append(f"\n{source}", style="dim")
-        table.add_row(str(row["rank"]), f"{row['gain']:.4f}", f"{row['uncertainty']:.4f}", text)
+        table.add_row(str(row["rank"]), f"{row['gain']:.2g}", f"{row['uncertainty']:.4f}", text)
     return table
 
 
