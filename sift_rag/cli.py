@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from sift_rag import terminal
+from sift_rag.documents import MAX_TOKENS
 from sift_rag.selection import mmr, nearest, sift
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def index(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the texts are.")],
     out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the index goes.")],
     embedder: EmbedderName = MINILM,
-    max_tokens: Annotated[int, typer.Option(help="Longest passage, in tokens.")] = 200,
+    max_tokens: Annotated[int, typer.Option(help="Longest passage, in tokens.")] = MAX_TOKENS,
     overlap: Annotated[int, typer.Option(help="Tokens that neighbouring passages share.")] = 0,
 ) -> None:
     """Index a folder: text, Markdown, HTML, JSON lines and PDF.
@@ -86,7 +87,9 @@ def index(
     """
     from sift_rag.candidates import Index
     from sift_rag.documents import read_folder, split
+    from sift_rag.storage import check_target
 
+    check_target(out_dir)  # before the long work, not after it
     reading = read_folder(folder)
     model = _embedder(embedder)
     passages = split(

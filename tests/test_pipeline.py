@@ -29,7 +29,7 @@ class LetterEmbedder:
         for row, text in zip(rows, texts, strict=True):
             for pair in pairwise(text):
                 row[int(content_hash("".join(pair)), 16) % 64] += 1
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
 
 
 class Everything(Callback):
