@@ -240,9 +240,9 @@ def _note(report: TrainingReport | None) -> str:
     if not _failed(report):
         return "Training was stopped before its first step: the answer comes without it."
     why = (
-        "a loss, gradient or weight was NaN or infinite"
+        "a loss or gradient was NaN or infinite"
         if report.stopped == "non_finite"
-        else "a passage was predicted worse than by guessing"
+        else "a passage was predicted far worse than before training"
     )
     return (
         f"Training was undone after step {report.steps}, as {why}: the answer comes from the "

@@ -3,6 +3,7 @@
 Only safetensors are read and no code of a model's repository is ever run.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
 )
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
@@ -66,6 +67,8 @@ def load(
             trust_remote_code=False,
             use_safetensors=True,
         )
+    if target.type == "cpu":
+        logging.getLogger("transformers.integrations.hub_kernels").addFilter(_helps_a_cpu)
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
@@ -82,15 +85,21 @@ def load(
 @contextmanager
 def _quietly() -> Iterator[None]:
     """No progress bar, and no report on missing weights beside the error that names them."""
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.ERROR)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    noise: Any = transformers_logging
+    level, bar = noise.get_verbosity(), noise.is_progress_bar_enabled()
+    noise.set_verbosity(logging.ERROR)
+    noise.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        noise.set_verbosity(level)
         if bar:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            noise.enable_progress_bar()
+
+
+def _helps_a_cpu(record: logging.LogRecord) -> bool:
+    """Not so the advice to install a kernel that only runs on a GPU (LFM2's short convolution)."""
+    return "falling back to its reference" not in record.getMessage()
 
 
 def _folder(name_or_path: str | os.PathLike[str]) -> Path:

@@ -19,6 +19,10 @@ from sift_rag.adapters import Adapter
 
 Stopped = Literal["completed", "callback", "cancelled", "non_finite", "diverged"]
 
+_TOLERANCE = (
+    1.0  # nats a token: each token e times less likely is not what one text does to another
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
@@ -79,9 +83,9 @@ class TrainingReport:
         tokens: Tokens that went through the model.
         seconds: Time of the steps, the callbacks between them left out.
         reset_seconds: Time of making the adapter and its optimizer fresh.
-        stopped: "completed"; "callback" stopped it; "cancelled"; "non_finite": a loss, gradient or
-            weight was NaN or infinite; "diverged": a text was predicted worse than by guessing,
-            and worse than by the base model.
+        stopped: "completed"; "callback" stopped it; "cancelled"; "non_finite": a loss or gradient
+            was NaN or infinite; "diverged": a text was predicted worse than by the
+            base model, by more than a nat a token.
         adapter_used: Whether the answer rests on the adapter. False after the last three, and
             where no step was taken.
     """
@@ -145,7 +149,9 @@ def train(
         if stopped := interrupted():
             break
         began = time.perf_counter()
-        loss, stopped = _step(model, adapter, optimizer, piece, config.max_grad_norm)
+        ids = torch.tensor([piece], device=adapter.weights.device)  # (1, T)
+        first = losses[0] if losses else None
+        loss, stopped = _step(model, adapter, optimizer, ids, config, first)
         took = time.perf_counter() - began
         losses.append(loss)
         tokens, seconds = tokens + len(piece), seconds + took
@@ -169,19 +175,21 @@ def _step(
     model: PreTrainedModel,
     adapter: Adapter,
     optimizer: torch.optim.Optimizer,
-    piece: Sequence[int],
-    max_grad_norm: float,
+    ids: Tensor,
+    config: TrainingConfig,
+    first: float | None,
 ) -> tuple[float, Stopped | None]:
     """Loss and update on one text; the update is left out where it would break the adapter."""
-    ids = torch.tensor([piece], device=adapter.weights.device)  # (1, T)
     loss = _loss(model, ids)
     value = loss.item()
     if not math.isfinite(value):
         return value, "non_finite"
-    if _diverged(model, adapter, ids, value):
+    # The base is asked (one more forward) only where the loss is far above the first, its own.
+    suspicious = first is not None and value > first + _TOLERANCE
+    if suspicious and value > _base_loss(model, adapter, ids) + _TOLERANCE:
         return value, "diverged"
     loss.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_([adapter.weights], max_grad_norm)
+    norm = nn.utils.clip_grad_norm_([adapter.weights], config.max_grad_norm)
     if not math.isfinite(norm.item()):
         return value, "non_finite"
     optimizer.step()
@@ -195,20 +203,13 @@ def _loss(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _diverged(model: PreTrainedModel, adapter: Adapter, ids: Tensor, loss: float) -> bool:
-    """Whether the adapter predicts a text worse than guessing does and worse than the base.
-
-    Guessing costs log V nats a token, so the base is asked (one more forward) only where something
-    is wrong: either the adapter broke, or the text is strange to this model.
-    """
-    if loss <= math.log(model.config.get_text_config().vocab_size):
-        return False
+def _base_loss(model: PreTrainedModel, adapter: Adapter, ids: Tensor) -> float:
     weights = adapter.weights.data  # .data: the step's graph does not see the values come and go
     kept = weights.clone()
     weights.zero_()
-    base = _loss(model, ids).item()
+    loss = _loss(model, ids).item()
     weights.copy_(kept)
-    return loss > base
+    return loss
 
 
 def _check_count(name: str, value: object, least: int) -> None:
