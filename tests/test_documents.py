@@ -265,13 +265,15 @@ def test_deep_html_is_read_or_named(tmp_path: Path) -> None:
 # --- splitting --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", [60, 200])  # the tokenizer itself truncates at 128
 def test_passages_fit_and_nothing_is_lost(
-    tokenizer: Tokenizer, length: Callable[[str], int]
+    size: int, tokenizer: Tokenizer, length: Callable[[str], int]
 ) -> None:
     words = [f"word{i}" for i in range(3000)]
     text = " ".join(f"{w}." if i % 9 == 8 else w for i, w in enumerate(words))
-    passages = split([Document(text, {"author": "me"}, "doc")], max_tokens=60, tokenizer=tokenizer)
-    assert all(length(passage.text) <= 60 for passage in passages)
+    document = Document(text, {"author": "me"}, "doc")
+    passages = split([document], max_tokens=size, tokenizer=tokenizer)
+    assert all(length(passage.text) <= size for passage in passages)
     joined = "".join("".join(passage.text.split()) for passage in passages)
     assert joined == "".join(text.split())
     assert passages[4].metadata == {"author": "me", "source": "doc", "part": 5}
