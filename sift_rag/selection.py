@@ -39,6 +39,7 @@ Selector: TypeAlias = Callable[..., "Selection"]
 
 # Below this noise the rounding of float32 products (1e-7) is no longer small beside it.
 _FLOAT32_NOISE = 1e-4
+_LEAST_NOISE = 1e-12  # and the same for float64
 _TAU = 0.15
 # Equal vectors may get cosines that differ in the last bits, by where BLAS finds them. Scores this
 # close are a tie, so that copies are taken in the order in which they came.
@@ -188,6 +189,8 @@ def sift(
         if distinct:
             gain -= taken
         i = _first_best(gain, tie)
+        if gain.item(i) < 0:
+            raise problem.indefinite()
         order.append(i)
         gains.append(gain.item(i))
         if t + 1 == problem.k:
@@ -201,7 +204,8 @@ def sift(
         for cov in covs:
             cov -= (cov.item(i) / root) * row
         spread -= row * row
-        np.maximum(spread, noise, out=spread)  # rounding must not make a variance negative
+    if spread.min() <= 0:
+        raise problem.indefinite()
     return _selection(order, np.array(gains), problem)
 
 
@@ -298,6 +302,12 @@ class _Problem:
         blocks = (rows[start : start + 64] for start in range(0, len(rows), 64))
         return np.concatenate([self.kernel(block, block).diagonal() for block in blocks])
 
+    def indefinite(self) -> ValueError:
+        return ValueError(
+            f"kernel {self.kernel!r} with noise {self.noise} is not positive definite on these "
+            "candidates; use a kernel that is a covariance, or more noise"
+        )
+
 
 def _selection(order: list[int], gains: Floats, problem: _Problem) -> Selection:
     initial = float(problem.variance(problem.queries).sum())
@@ -312,10 +322,7 @@ def _account(order: list[int], problem: _Problem) -> Selection:
     try:
         root = np.linalg.cholesky(noisy)
     except np.linalg.LinAlgError as error:
-        raise ValueError(
-            f"kernel {problem.kernel!r} is not positive semi-definite on these candidates, so it "
-            "is no covariance; use another, or more noise"
-        ) from error
+        raise problem.indefinite() from error
     whitened = np.linalg.solve(root, problem.kernel(picks, problem.queries))  # (k, m)
     return _selection(order, np.add.reduce(whitened * whitened, axis=1), problem)
 
@@ -336,6 +343,10 @@ def _problem(
             "must have the same number: were both made by the same embedder?"
         )
     noise = _positive("noise", noise)
+    if noise < _LEAST_NOISE:
+        raise ValueError(
+            f"noise is {noise}; it must be {_LEAST_NOISE} or more: rounding takes over below"
+        )
     if noise < _FLOAT32_NOISE:
         rows = rows.astype(np.float64, copy=False)
     rows = _unit("candidates", rows)

@@ -181,6 +181,20 @@ def test_uncertainty_never_rises_and_never_falls_below_zero(
     assert (found.gains >= 0).all()
 
 
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize(("dtype", "noise"), [(np.float32, 1e-4), (np.float64, 1e-12)])
+def test_rounding_is_harmless_at_the_least_noise(
+    kernel: Kernel, dtype: type[Any], noise: float
+) -> None:
+    for seed in range(10):
+        query, candidates = problem(seed, n=300, d=8)
+        copies = np.vstack([candidates] * 2).astype(dtype)
+        found = sift(query, copies, 100, kernel=kernel, noise=noise)
+        assert np.isfinite(found.gains).all()
+        given_order = nearest(query, copies[found.indices], 100, kernel=kernel, noise=noise)
+        assert found.uncertainty[-1] == pytest.approx(given_order.uncertainty[-1], abs=2e-4)
+
+
 @settings(max_examples=60, deadline=None)
 @given(seeds)
 def test_the_first_pick_is_the_nearest(seed: int) -> None:
@@ -459,6 +473,8 @@ def test_bad_settings_are_refused(select: Callable[..., Selection]) -> None:
     for noise in (0, -0.1, np.inf, np.nan):
         with pytest.raises(ValueError, match=r"noise is .*; it must be a finite number above 0"):
             select(Q, X, 2, noise=noise)
+    with pytest.raises(ValueError, match=r"noise is 1e-13; it must be 1e-12 or more"):
+        select(Q, X, 2, noise=1e-13)
     for bad in ("0.1", None, True):
         with pytest.raises(TypeError, match=r"noise is .*; it must be a number above 0"):
             select(Q, X, 2, noise=bad)
@@ -466,8 +482,9 @@ def test_bad_settings_are_refused(select: Callable[..., Selection]) -> None:
         select(Q, X, 2, kernel="cosine")
     with pytest.raises(ValueError, match=r"kernel is 3; it must be 'linear', 'rbf'"):
         select(Q, X, 2, kernel=3)
+    too_many: list[Any] = [Q, X, 2, 0.01]
     with pytest.raises(TypeError, match="positional"):
-        select(*(Q, X, 2, 0.01))
+        select(*too_many)
 
 
 @pytest.mark.parametrize("select", SELECTORS)
@@ -478,9 +495,12 @@ def test_faulty_kernels_are_refused(select: Callable[..., Selection]) -> None:
         select(Q, X, 2, kernel=lambda a, b: np.full((len(a), len(b)), np.nan))
 
 
-def test_a_kernel_that_is_no_covariance_is_refused() -> None:
-    with pytest.raises(ValueError, match="not positive semi-definite"):
-        nearest(Q, X, 3, kernel=lambda a, b: -(a @ b.T))
+@pytest.mark.parametrize("select", SELECTORS)
+def test_a_kernel_that_is_no_covariance_is_refused(select: Callable[..., Selection]) -> None:
+    with pytest.raises(ValueError, match="is not positive definite"):
+        select(Q, X, 3, kernel=lambda a, b: -(a @ b.T))
+    with pytest.raises(ValueError, match="is not positive definite"):
+        select(Q, X, 5, kernel=lambda a, b: 1 - 3 * (1 - a @ b.T) ** 2)
 
 
 @pytest.mark.parametrize("tau", [0, -1, np.nan, np.inf])
