@@ -130,7 +130,7 @@ class SentenceTransformerEmbedder:
         self.truncated = 0
         self._batch_size = batch_size
         self._model = _load(str(name_or_path), device)
-        self._lock = Lock()  # fast tokenizers refuse two threads at once ("Already borrowed")
+        self._lock = Lock()  # a tokenizer's first call sets its truncation; one at a time
         self._counter = _whole_tokenizer(self._model)
 
     @property

@@ -7,6 +7,7 @@ could not read, so that nothing is lost without a reason. bs4 and pypdf load whe
 from __future__ import annotations
 
 import json
+import logging
 import re
 import warnings
 from collections.abc import Callable
@@ -122,7 +123,9 @@ def _read_line(line: str, number: int) -> Record:
 
 
 def _read_pdf(data: bytes) -> list[Record | Unreadable]:
-    pypdf = require("pypdf")
+    pypdf, log = require("pypdf"), logging.getLogger("pypdf")
+    if not log.handlers:  # else Python prints its warnings where no program asked for a log
+        log.addHandler(logging.NullHandler())
     try:
         reader = pypdf.PdfReader(BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
