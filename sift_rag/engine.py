@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NoReturn, TypeAlias, TypedDict, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypedDict, TypeVar, cast, get_args
 
 from sift_rag import worker
 from sift_rag.answering import Answer, Answerer, Mode, Request, Score
@@ -97,7 +97,8 @@ class Engine:
         """The small model that comes along, with the training settings that suit it."""
         from sift_rag import tiny
 
-        return cls(*load(tiny.FOLDER), training=tiny.TRAINING)
+        settings: dict[str, Any] = dict(tiny.TRAINING)  # plain there: tiny knows no training
+        return cls(*load(tiny.FOLDER), training=TrainingConfig(**settings))
 
     @classmethod
     def from_pretrained(

@@ -26,6 +26,7 @@ from sift_rag.training import TrainingConfig
 
 CONTEXT = 256
 BOS, EOS = 256, 257
+TRAINING = TrainingConfig(rank=4, alpha=8, epochs=2, learning_rate=1e-2)
 
 _SPECIAL: dict[str, Any] = {
     "initializer_range": 0.1,
@@ -90,9 +91,8 @@ def model() -> Any:
 
 @pytest.fixture
 def engine(model: Any, tokenizer: Any) -> Iterator[Engine]:
-    """A Llama of two layers that takes two steps a passage and writes sixteen bytes."""
-    training = TrainingConfig(rank=4, alpha=8, epochs=2)
-    with Engine(model, tokenizer, training=training, max_new_tokens=16) as made:
+    """A Llama of two layers that takes two steps a passage and writes eight bytes."""
+    with Engine(model, tokenizer, training=TRAINING, max_new_tokens=8) as made:
         yield made
 
 
