@@ -337,11 +337,16 @@ def test_a_selection_is_a_plain_value(select: Callable[..., Selection]) -> None:
 def test_calls_share_nothing_so_threads_get_what_one_would() -> None:
     """In activeft, threads share the target, and `fast` reuses the queue of the first query."""
     problems = [problem(seed, n=80, d=32) for seed in range(40)]
-    alone = [sift(*each, 10) for each in problems]
-    assert [sift(*each, 10) for each in reversed(problems)] == alone[::-1]
+
+    def select(i: int) -> Selection:
+        query, candidates = problems[i]
+        return sift(query, candidates, 10)
+
+    alone = [select(i) for i in range(40)]
+    assert [select(i) for i in reversed(range(40))] == alone[::-1]
     with ThreadPoolExecutor(8) as pool:
-        at_once = list(pool.map(lambda each: sift(*each, 10), problems * 4))
-        same = list(pool.map(lambda _: sift(*problems[0], 10), range(80)))
+        at_once = list(pool.map(select, [*range(40)] * 4))
+        same = list(pool.map(select, [0] * 80))
     assert at_once == alone * 4
     assert same == [alone[0]] * 80
 
