@@ -1,0 +1,169 @@
+"""What the bundled LM is trained on: rows of tokens with a weight for the loss of each."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from sift_rag.tiny import world
+from sift_rag.tiny.world import Device
+
+END = "<|end|>"
+#: Loss weight of all that is not an answer: most of it is easy, or chance.
+PLAIN = 0.1
+#: Loss weight of the second half of a repeated row.
+COPIED = 0.3
+Piece = tuple[str, float]  # text, loss weight
+
+_WORDS = Regex(r" ?\p{L}+| ?\p{N}{1,4}| ?[^\s\p{L}\p{N}]+|\s+")
+
+
+def train_tokenizer(seed: int, *, vocabulary: int = 1536) -> Tokenizer:
+    """Byte-level BPE in which every syllable and every value is one token.
+
+    In its training texts a bar parts the syllables of a name, so that no merge crosses them.
+    """
+    words = [
+        pre_tokenizers.Split(_WORDS, "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("|", "removed"), *words]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_tokenizer_texts(seed), trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
+    return tokenizer
+
+
+def _tokenizer_texts(seed: int) -> Iterator[str]:
+    random = Random(seed)
+    for _ in range(10_000):
+        name = f"{random.choice(world.STARTS)}|{random.choice(world.ENDS)}"
+        device = world.device(name, random)
+        asked = world.question(device, random.choice(world.ATTRIBUTES), seed=random)
+        yield f"{world.passage(device, seed=random)}\n\nQuestion: {asked.text}\nAnswer:"
+    for values in world.VALUES.values():  # every value often enough to become a token
+        yield from (f" {value}" for value in values for _ in range(40))
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A passage, and the attributes of the device that it tells."""
+
+    device: Device
+    attributes: tuple[str, ...]
+    text: str
+
+
+def tell(device: Device, random: Random, attributes: Sequence[str] = ()) -> Told:
+    """Some attributes of a device in a passage."""
+    chosen = tuple(attributes) or tuple(random.sample(world.ATTRIBUTES, random.randint(3, 5)))
+    return Told(device, chosen, world.passage(device, seed=random, attributes=chosen))
+
+
+class Examples:
+    """Random training contexts on devices of the training split."""
+
+    def __init__(self, seed: int, *, bank: int = 250) -> None:
+        names = world.names("train")
+        Random(0).shuffle(names)
+        self.random = Random(seed)
+        # The bank's devices keep their facts: they are what closed-book answers are learned from.
+        self.bank = [world.device(name, Random(name)) for name in names[:bank]]
+        self.use(names[bank:])
+
+    def use(self, names: Sequence[str]) -> None:
+        """Draws fresh devices from these names."""
+        self.names = names
+        self.by_start: dict[str, list[str]] = {}
+        self.by_end: dict[str, list[str]] = {}
+        for name in self.names:
+            self.by_start.setdefault(name[:3], []).append(name)
+            self.by_end.setdefault(name[3:], []).append(name)
+
+    def fresh(self, n: int) -> list[Device]:
+        """`n` devices with new facts; some share a syllable or the kind with the first one."""
+        random = self.random
+        first = world.device(random.choice(self.names), random)
+        out = {first.name: first}
+        while len(out) < n:
+            pool = random.choice(
+                (self.names, self.names, self.by_start[first.name[:3]], self.by_end[first.name[3:]])
+            )
+            other = world.device(random.choice(pool), random)
+            if random.random() < 0.2:
+                other = Device(other.name, first.kind, other.facts)
+            out.setdefault(other.name, other)
+        return list(out.values())
+
+    def told(self, n: int) -> list[Told]:
+        """`n` passages, some on the same device: a near-duplicate or other facts of it."""
+        random = self.random
+        out: list[Told] = []
+        for device in self.fresh(n):
+            passage = tell(device, random)
+            out.append(passage)
+            if random.random() < 0.15:
+                again = passage.attributes if random.random() < 0.5 else ()
+                out.append(tell(device, random, again))
+        random.shuffle(out)
+        return out[:n]
+
+    def asked(self, passages: Sequence[Told], at_most: int) -> list[world.Question]:
+        """Different questions that the passages answer, in random order."""
+        told = list(
+            {(p.device.name, a): (p.device, a) for p in passages for a in p.attributes}.values()
+        )
+        self.random.shuffle(told)
+        return [world.question(device, a, seed=self.random) for device, a in told[:at_most]]
+
+    def reading(self, n: int, at_most: int) -> list[Piece]:
+        """`n` passages and questions on them."""
+        passages = self.told(n)
+        pieces = [("".join(f"{p.text}\n\n" for p in passages), PLAIN)]
+        for asked in self.asked(passages, at_most):
+            pieces += qa(asked)
+        return pieces
+
+    def banked(self) -> list[Piece]:
+        """A passage, or a closed-book question, on a device of the bank."""
+        device = self.random.choice(self.bank)
+        if self.random.random() < 0.3:
+            return [(tell(device, self.random).text + END, 0.5)]
+        attribute = self.random.choice(world.ATTRIBUTES)
+        return qa(world.question(device, attribute, seed=self.random))
+
+    def repeated(self, vocabulary: int, length: int) -> tuple[list[int], list[float]]:
+        """Random tokens, twice: the densest lesson in copying, from which reading follows."""
+        half = [self.random.randrange(257, vocabulary) for _ in range(length // 2)]
+        return half + half, [0.0] * len(half) + [COPIED] * len(half)
+
+    def lone(self) -> list[Piece]:
+        """A passage by itself, as test-time training sees it."""
+        return [(tell(self.fresh(1)[0], self.random).text + END, PLAIN)]
+
+
+def qa(asked: world.Question) -> list[Piece]:
+    """A closed-book prompt and its answer; after passages it asks about them."""
+    return [(f"Question: {asked.text}\nAnswer:", PLAIN), (f" {asked.answer}{END}", 1.0)]
+
+
+def fill(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> tuple[list[int], list[float]]:
+    """The tokens of the pieces and the weight of each token as a target."""
+    tokens: list[int] = []
+    weights: list[float] = []
+    for encoding, (_, weight) in zip(
+        tokenizer.encode_batch([text for text, _ in pieces]), pieces, strict=True
+    ):
+        tokens += encoding.ids
+        weights += [weight] * len(encoding.ids)
+    return tokens, weights
