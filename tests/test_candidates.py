@@ -600,8 +600,8 @@ def test_another_embedder_is_named(saved: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "../../../../etc/passwd",
-        "/etc/passwd",
+        "../outside.txt",
+        "{parent}/outside.txt",  # stays in the test's own folder, whatever the code does with it
         "manifest.json",
         "vectors-0123456789abcdef.npy/..",
         "vectors-..%2f.npy",
@@ -613,6 +613,8 @@ def test_another_embedder_is_named(saved: Path) -> None:
 def test_a_manifest_cannot_point_elsewhere(saved: Path, name: object) -> None:
     outside = saved.parent / "outside.txt"
     outside.write_text("precious")
+    if isinstance(name, str):
+        name = name.replace("{parent}", str(saved.parent))
     change_manifest(
         saved, lambda manifest: [file.update(name=name) for file in manifest["files"].values()]
     )
@@ -620,7 +622,6 @@ def test_a_manifest_cannot_point_elsewhere(saved: Path, name: object) -> None:
         Index.load(saved, Hashing())
     Index.build(TEXTS, Hashing()).save(saved)  # which deletes what the old manifest names
     assert outside.read_text() == "precious"
-    assert Path("/etc/passwd").exists()
     Index.load(saved, Hashing())
 
 
