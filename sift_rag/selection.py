@@ -188,7 +188,7 @@ def sift(
         gain /= spread
         if distinct:
             gain -= taken
-        i = _first_best(gain, tie)
+        i = _best_gain(gain, rows, tie)
         if gain.item(i) < 0:
             raise problem.indefinite()
         order.append(i)
@@ -228,7 +228,7 @@ def nearest(
     score = problem.relevance()  # (n,)
     order: list[int] = []
     for _ in range(problem.k):
-        order.append(_first_best(score, problem.tie))
+        order.append(_best_cosine(score, problem.tie))
         if distinct:
             score[order[-1]] = -np.inf
     return _account(order, problem)
@@ -260,21 +260,32 @@ def mmr(
     relevance = problem.relevance()  # (n,)
     redundancy = np.full(len(relevance), -np.inf)
     taken = np.zeros(len(relevance))
-    order = [_first_best(relevance, problem.tie)]
+    order = [_best_cosine(relevance, problem.tie)]
     while len(order) < problem.k:
         last = order[-1]
         if distinct:
             taken[last] = np.inf
         np.maximum(redundancy, linear(problem.rows[last], problem.rows), out=redundancy)
         score = lambda_mult * relevance - (1.0 - lambda_mult) * redundancy
-        order.append(_first_best(score - taken, problem.tie))
+        order.append(_best_cosine(score - taken, problem.tie))
     return _account(order, problem)
 
 
-def _first_best(score: Floats, tie: float) -> int:
-    """The lowest index among the best, gains (0 or more) and cosines alike."""
-    best = score.item(score.argmax())
-    return int((score >= best - tie * abs(best)).argmax())
+def _best_cosine(score: Floats, tie: float) -> int:
+    return int((score >= score.max() - tie).argmax())
+
+
+def _best_gain(gain: Floats, rows: NDArray[Any], tie: float) -> int:
+    """Relative to the gain; where a small covariance has lost more digits, rows settle it."""
+    i = int(gain.argmax())
+    best = gain.item(i)
+    near = gain >= 0.999 * best
+    if near.argmax() == i:  # nearly always
+        return i
+    for j in np.flatnonzero(near[:i]):
+        if gain.item(j) >= (1.0 - tie) * best or np.array_equal(rows[j], rows[i]):
+            return int(j)
+    return i
 
 
 @dataclass(frozen=True, slots=True)
