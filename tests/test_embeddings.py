@@ -184,10 +184,10 @@ def test_a_model_that_is_not_here_fails_soon_and_says_what_to_do(
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=280,
     )
     seconds, message = done.stdout.split(" ", 1)
-    assert float(seconds) < 10
+    assert float(seconds) < 20
     assert "'nobody/never-heard-of' is neither a folder nor in this machine's cache" in message
     assert "give the path of a folder" in message
     assert "hf download nobody/never-heard-of --local-dir FOLDER" in message
@@ -214,7 +214,7 @@ def test_loading_is_silent_and_leaves_no_trace() -> None:
         "import sys\n"
         "assert not any(name.startswith('gt_all') for name in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
