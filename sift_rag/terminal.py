@@ -34,6 +34,7 @@ def progress(console: Console) -> Progress:
         TimeElapsedColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,  # a log file wants no bars
     )
 
 
@@ -102,9 +103,9 @@ def passages(retrieved: Retrieved, *, characters: int = 200) -> Table:
 
 
 def seconds(timings: Mapping[str, float], stages: Iterable[str] = ()) -> str:
-    """Stages and their seconds in a line, those that took none left out."""
-    shown = stages or timings
-    return ", ".join(f"{name} {timings[name]:.2f} s" for name in shown if timings.get(name))
+    """Stages and their seconds in a line, those that took next to nothing left out."""
+    shown = [name for name in (stages or timings) if timings.get(name, 0.0) >= 0.005]
+    return ", ".join(f"{name} {timings[name]:.2f} s" for name in shown)
 
 
 def notices(answer: Answer) -> list[str]:

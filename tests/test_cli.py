@@ -112,7 +112,7 @@ def test_a_stream_is_the_answer_in_pieces(index: Path) -> None:
         (["index", "no-such-folder", "--out", "i"], 1, "no-such-folder"),
         (["search"], 2, "Missing argument"),
         (["ask", "i", "why?", "--use", "magic"], 2, "magic"),
-        (["index", ".", "--out", "i", "--embedder", "nobody/nothing"], 1, "local path"),
+        (["index", ".", "--out", "i", "--embedder", "nobody/nothing"], 1, "path of a folder"),
     ],
 )
 def test_errors_are_one_sentence_and_an_exit_code(
