@@ -226,14 +226,14 @@ def test_fetch_k_and_dimensions_are_checked(saved: Path) -> None:
 @pytest.mark.skipif(not (DATA / "qa").is_dir(), reason="shared/data is not here")
 def test_real_questions_find_their_paragraphs() -> None:
     articles = json.loads((DATA / "qa" / "xquad.en.json").read_text(encoding="utf-8"))["data"]
-    paragraphs = [p for article in articles for p in article["paragraphs"]][::4]
+    paragraphs = [p for article in articles for p in article["paragraphs"]][::8]
     embedder = minilm(device="cpu")
     documents = [Document(p["context"], id=str(at)) for at, p in enumerate(paragraphs)]
     index = Index.build(split(documents, tokenizer=embedder.tokenizer), embedder)
     assert embedder.truncated == 0
     found = [index.search(p["qas"][0]["question"], fetch_k=5).documents for p in paragraphs]
     sources = [[passage.metadata["source"] for passage in passages] for passages in found]
-    assert len(sources) == 60
+    assert len(sources) == 30
     assert np.mean([str(at) in five for at, five in enumerate(sources)]) >= 0.95
     assert np.mean([str(at) == five[0] for at, five in enumerate(sources)]) >= 0.8
 
