@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -14,6 +15,8 @@ END = "<|end|>"
 PLAIN = 0.1
 #: Loss weight of the second half of a repeated row.
 COPIED = 0.3
+#: Loss weight of a value recalled by its name.
+RECALLED = 0.5
 Piece = tuple[str, float]  # text, loss weight
 
 _WORDS = Regex(r" ?\p{L}+| ?\p{N}{1,4}| ?[^\s\p{L}\p{N}]+|\s+")
@@ -134,6 +137,38 @@ class Examples:
             pieces += qa(asked)
         return pieces
 
+    def recalled(self, tokenizer: Tokenizer, length: int) -> tuple[list[int], list[float]]:
+        """Names, some filler words, a value; then the names again: which value was whose?
+
+        The filler differs between the two, from none to six words, often none: a value has to be bound to the
+        last name before it, wherever that stands.
+        """
+        random = self.random
+        tokens: list[int] = []
+        weights: list[float] = []
+        fillers, values = _words(tokenizer)
+        colon = tokenizer.token_to_id(":")
+        while len(tokens) < length:
+            names = [tokenizer.encode(f" {d.name}").ids for d in self.fresh(random.randint(2, 6))]
+            pairs = [(name, random.choice(values)) for name in names]
+            widest = random.choice((0, 0, 0, 1, 2, 6))
+            for asked in (False, True, True):
+                random.shuffle(pairs)
+                for name, value in pairs:
+                    words = random.choices(fillers, k=random.randint(0, widest)) + [colon] * asked
+                    tokens += [*name, *words, value]
+                    weights += [0.0] * (len(name) + len(words)) + [RECALLED * asked]
+        return tokens[:length], weights[:length]
+
+    def drill(self) -> list[Piece]:
+        """Short passages on the same one or two attributes: only the name tells them apart."""
+        attributes = self.random.sample(world.ATTRIBUTES, self.random.randint(1, 2))
+        passages = [tell(d, self.random, attributes) for d in self.fresh(self.random.randint(2, 6))]
+        pieces = [("".join(f"{p.text}\n\n" for p in passages), PLAIN)]
+        for asked in self.asked(passages, 8):
+            pieces += qa(asked)
+        return pieces
+
     def banked(self) -> list[Piece]:
         """A passage, or a closed-book question, on a device of the bank."""
         device = self.random.choice(self.bank)
@@ -150,6 +185,18 @@ class Examples:
     def lone(self) -> list[Piece]:
         """A passage by itself, as test-time training sees it."""
         return [(tell(self.fresh(1)[0], self.random).text + END, PLAIN)]
+
+
+@cache
+def _words(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The first tokens of the words around values, and of the values."""
+    told = [t for tellings in world.TELLINGS.values() for t in tellings]
+    asked = [q for questions in world.QUESTIONS.values() for q in questions]
+    words = {word for text in told + asked for word in text.replace("{}", "").split()}
+    values = {value.split()[0] for own in world.VALUES.values() for value in own}
+    return tuple(  # type: ignore[return-value]
+        sorted({tokenizer.encode(f" {word}").ids[0] for word in group}) for group in (words, values)
+    )
 
 
 def qa(asked: world.Question) -> list[Piece]:

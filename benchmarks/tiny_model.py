@@ -25,7 +25,7 @@ def new_model(tokenizer: Tokenizer) -> Lfm2ForCausalLM:
         layer_types=["conv", "full_attention"] * 3,
         num_attention_heads=3,
         num_key_value_heads=3,
-        conv_L_cache=4,
+        conv_L_cache=12,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=end,
@@ -49,7 +49,8 @@ def _initialise(model: Lfm2ForCausalLM) -> None:
         if "embed_tokens" in name:
             weight.normal_(std=0.05)
         elif name.endswith("conv.conv.weight"):
-            weight.normal_(std=0.4)
+            weight.normal_(std=0.1)
+            weight[..., -4:].normal_(std=0.4)
         elif weight.dim() == 2:
             weight.normal_(std=weight.shape[1] ** -0.5)
         if name.endswith(("w2.weight", "conv.out_proj.weight")):

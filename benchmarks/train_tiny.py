@@ -19,7 +19,7 @@ from typing import Any
 import tiny_evaluation
 import torch
 import torch.multiprocessing as mp
-from tiny_examples import END, PLAIN, Examples, fill, qa, train_tokenizer
+from tiny_examples import END, PLAIN, RECALLED, Examples, fill, qa, train_tokenizer
 from tiny_meta import Inner, adapt, outer_loss, padded
 from tiny_model import new_model, save
 from tokenizers import Tokenizer
@@ -63,15 +63,19 @@ def batch(
     for _ in range(max(1, options.tokens // length)):
         if random.random() < (0.5 if most == 1 else 0.05):
             rows.append(examples.repeated(tokenizer.get_vocab_size(), length))
+        elif random.random() < options.recalls:
+            rows.append(examples.recalled(tokenizer, length))
         elif random.random() < BANKED:
             pieces = [piece for _ in range(length // 18) for piece in examples.banked()]
             rows.append(fill(tokenizer, pieces))
+        elif random.random() < options.drills:
+            rows.append(fill(tokenizer, examples.drill()))
         else:
             rows.append(fill(tokenizer, examples.reading(n, 8)))
     return padded(rows)
 
 
-def read(model: nn.Module, tokens: Tensor, weights: Tensor) -> tuple[Tensor, float]:
+def read(model: nn.Module, tokens: Tensor, weights: Tensor) -> tuple[Tensor, Found]:
     """Mean next-token loss under the weights (both (B, T)), and how many answers begin right."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=tokens).logits[:, :-1]
@@ -80,8 +84,11 @@ def read(model: nn.Module, tokens: Tensor, weights: Tensor) -> tuple[Tensor, flo
         logits.float().flatten(0, 1), targets.flatten(), reduction="none"
     )
     first = (weights == 1) & (weights.roll(1, 1) < 1)
-    right = (logits.argmax(-1) == targets)[first].float().sum() / first.sum().clamp(min=1)
-    return (losses * weights.flatten()).sum() / weights.sum(), right.item()
+    right = {}
+    for name, where in (("right", first), ("recall", weights == RECALLED)):
+        if where.any():
+            right[name] = (logits.argmax(-1) == targets)[where].float().mean().item()
+    return (losses * weights.flatten()).sum() / weights.sum(), right
 
 
 def learn(
@@ -151,9 +158,9 @@ def work(shared: Shared, options: argparse.Namespace, worker: int, start: float)
         rows = batch(examples, shared.tokenizer, shared.most.value, options)
         loss, right = read(shared.model, *rows)
         loss.backward()  # type: ignore[no-untyped-call]
-        step = update(shared, options, fraction, right)
-        found |= {"read": loss.item(), "right": right}
-        mean = {key: mean.get(key, new) * 0.96 + new * 0.04 for key, new in found.items()}
+        step = update(shared, options, fraction, right.get("right", 0.5))
+        found |= {"read": loss.item()} | right
+        mean |= {key: mean.get(key, new) * 0.96 + new * 0.04 for key, new in found.items()}
         if worker == 0 and step % SAVE_EVERY < 2:
             keep(shared, options)
         if worker == 0 and step % options.every < 2:
@@ -228,6 +235,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=1024, help="of a reading batch")
+    parser.add_argument("--drills", type=float, default=0.4, help="share of the reading rows")
+    parser.add_argument("--recalls", type=float, default=0.3, help="share of the rows")
     parser.add_argument("--tasks", type=int, default=8, help="of a meta-step")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--alpha", type=float, default=32.0)

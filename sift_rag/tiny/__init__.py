@@ -12,6 +12,6 @@ FOLDER = Path(__file__).parent
 TRAINING: dict[str, float | int] = {
     "rank": 8,
     "alpha": 32.0,
-    "learning_rate": 1e-2,
-    "epochs": 3,
+    "learning_rate": 5e-3,
+    "epochs": 6,
 }
