@@ -114,7 +114,8 @@ def stuffed(
     """The prompt with as many passages as fit, the best kept first.
 
     Passages are tried in order of selection; one that does not fit is left out whole (a passage
-    is never cut), and the shorter ones after it still get their chance.
+    is never cut), and the shorter ones after it still get their chance. A passage that is given
+    twice, as a selection for training may do, is laid out once.
 
     Args:
         question: What is asked.
@@ -131,6 +132,7 @@ def stuffed(
         ValueError: If `order` is unknown or the question alone is over the budget.
     """
     template = template or PromptTemplate()
+    documents = list(dict.fromkeys(documents))
 
     def render(kept: Sequence[Document]) -> str:
         return template.render(question, lay_out([d.text for d in kept], order))

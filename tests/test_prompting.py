@@ -53,6 +53,12 @@ def test_a_passage_that_does_not_fit_is_left_out_whole_and_named() -> None:
     assert words(prompt.text) <= 10
 
 
+def test_a_passage_given_twice_is_laid_out_once() -> None:
+    prompt = stuffed("Why?", as_documents(["a.", "b.", "a."]), budget=99, count=words)
+    assert prompt.text == "a.\n\nb.\n\nQuestion: Why?\nAnswer:"
+    assert [d.text for d in prompt.documents] == ["a.", "b."]
+
+
 def test_when_nothing_fits_the_prompt_is_the_closed_book_one() -> None:
     prompt = stuffed("Why?", as_documents(["word " * 50]), budget=5, count=words)
     assert prompt.text == "Question: Why?\nAnswer:"
@@ -73,7 +79,8 @@ def test_the_budget_holds_and_no_passage_is_lost_or_cut(passages: list[str], bud
     documents = [Document(text) for text in passages]
     prompt = stuffed("Why?", documents, budget=budget, count=words)
     assert words(prompt.text) <= budget
-    assert sorted(d.text for d in (*prompt.documents, *prompt.left_out)) == sorted(passages)
+    told = [d.text for d in (*prompt.documents, *prompt.left_out)]
+    assert sorted(told) == sorted(set(passages))
     assert all(document.text in prompt.text for document in prompt.documents)
 
 
