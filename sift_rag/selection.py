@@ -372,10 +372,11 @@ def _problem(
 
 def _count(k: int) -> int:
     try:
-        count = operator.index(k)
+        # NumPy's bool first: to operator.index it is a number on some versions, a warning on others.
+        count = None if isinstance(k, bool | np.bool_) else operator.index(k)
     except TypeError:
         count = None
-    if count is None or isinstance(k, bool | np.bool_):
+    if count is None:
         raise TypeError(f"k is {k!r}; it must be a whole number, 1 or more: how many to pick")
     if count < 1:
         raise ValueError(f"k is {count}; it must be 1 or more: how many candidates to pick")
