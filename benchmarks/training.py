@@ -48,7 +48,7 @@ PASSAGES = 10
 ANSWER = 16  # tokens at most
 CONFIG = TrainingConfig(rank=16, alpha=32, learning_rate=1e-3, epochs=1)
 LORA = LoraConfig(
-    r=CONFIG.rank, lora_alpha=CONFIG.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    r=CONFIG.rank, lora_alpha=int(CONFIG.alpha), target_modules="all-linear", task_type="CAUSAL_LM"
 )
 
 
@@ -127,7 +127,7 @@ def reset(b: Bench, repeats: int) -> dict[str, float]:
         peft_model.delete_adapter("question")
 
     def make_and_unload() -> None:
-        get_peft_model(alone, copy.deepcopy(LORA)).unload()  # type: ignore[operator]
+        get_peft_model(alone, copy.deepcopy(LORA)).unload()
 
     return interleaved(
         {
@@ -239,7 +239,7 @@ def with_trainer(
     trainer: Any = Quiet(
         model=peft_model,
         args=arguments,
-        train_dataset=[row(text, length, b.lm.eos[0]) for text in b.texts],  # type: ignore[arg-type]
+        train_dataset=[row(text, length, b.lm.eos[0]) for text in b.texts],
     )
     trainer.train()
     peft_model.eval()
