@@ -140,8 +140,8 @@ class Examples:
     def recalled(self, tokenizer: Tokenizer, length: int) -> tuple[list[int], list[float]]:
         """Names, some filler words, a value; then the names again: which value was whose?
 
-        The filler differs between the two, from none to six words, often none: a value has to be bound to the
-        last name before it, wherever that stands.
+        The filler differs between the two, from none to six words and often none: a value has to
+        be bound to the last name before it, wherever that stands.
         """
         random = self.random
         tokens: list[int] = []

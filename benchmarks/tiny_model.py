@@ -14,7 +14,10 @@ CONTEXT = 512
 
 
 def new_model(tokenizer: Tokenizer) -> Lfm2ForCausalLM:
-    """Short convolutions and attention in turn; a convolution gives a token its predecessors."""
+    """Short convolutions and attention in turn.
+
+    A convolution reaches 12 tokens back, over a sentence's words from its value to its name.
+    """
     end = tokenizer.token_to_id(END)
     config = Lfm2Config(
         vocab_size=tokenizer.get_vocab_size(),
