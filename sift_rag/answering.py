@@ -194,7 +194,9 @@ class Answerer:
         """The prompt; where training failed, the passages go there instead of the weights."""
 
         def length(text: str) -> int:
-            return len(self.lm.prompt(text))
+            # No token has 128 characters on average: a text of megabytes is not worth tokenising.
+            huge = len(text) > 128 * self.lm.context
+            return len(text) if huge else len(self.lm.prompt(text))
 
         budget = self.lm.context - room
         if request.mode == "closed_book" or (request.mode == "train" and not _failed(report)):

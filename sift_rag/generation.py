@@ -1,5 +1,6 @@
 """Causal language models: continue a prompt piece by piece, score a text."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -156,7 +157,9 @@ def score(lm: LanguageModel, prompt: Sequence[int], reference: Sequence[int]) ->
             f"context of {lm.context} tokens: score a shorter reference."
         )
     ids = torch.tensor([[*prompt, *reference]], device=lm.model.device)  # (1, T)
-    logits = lm.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    wanted = len(reference) + 1  # positions; all of a long prompt's logits would be gigabytes
+    keep = {"logits_to_keep": wanted} if _keeps_logits(lm.model) else {}
+    logits = lm.model(input_ids=ids, use_cache=False, **keep).logits[0, -wanted:-1]
     nats = F.cross_entropy(logits.float(), ids[0, len(prompt) :], reduction="none")
     return float(nats.double().sum())
 
@@ -251,6 +254,10 @@ def _greedy(lm: LanguageModel, max_new_tokens: int) -> GenerationConfig:
         eos_token_id=list(lm.eos) or None,
         pad_token_id=pad if pad is not None else (lm.eos or (0,))[0],
     )
+
+
+def _keeps_logits(model: PreTrainedModel) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def _context(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:

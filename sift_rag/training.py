@@ -35,7 +35,8 @@ class TrainingConfig:
     Attributes:
         rank: Rank of the adapter; 16 holds a handful of passages and costs a tenth of the model.
         alpha: The adapter's output is scaled by alpha / rank; twice the rank is the common choice.
-        learning_rate: Adam's rate.
+        learning_rate: Adam's rate. For a model of 0.26M parameters 3e-3 was the best of four rates
+            on three domains, 1e-3 the second; larger models are used to lower ones.
         epochs: Passes through the texts. Facts need several: a single pass moves little.
         steps: Number of gradient steps, whatever `epochs` says: the texts are gone through in
             order, again and again, until it is reached. None takes `epochs` whole passes.

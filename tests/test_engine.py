@@ -184,6 +184,14 @@ class TestAnswers:
         assert answer.training.steps == 2 * 4  # 1,002 tokens in a context of 256, twice
         assert answer.training.tokens == 2 * (1002 + 3)
 
+    def test_a_document_of_ten_megabytes(self, engine: Engine) -> None:
+        huge = "The pump is in Oslo. " * 500_000
+        config = replace(TRAINING, steps=2)
+        answer = engine.answer("Who?", [huge, "Tom"], mode="both", training=config)
+        assert [len(document.text) for document in answer.left_out] == [len(huge)]
+        assert answer.training is not None
+        assert answer.training.steps == 2
+
     def test_a_document_of_one_character(self, engine: Engine) -> None:
         for mode in MODES:
             assert engine.answer("Who?", ["x"], mode=mode).text is not None
