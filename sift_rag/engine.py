@@ -87,7 +87,7 @@ class Engine:
         lm = LanguageModel(model, tokenizer, chat)
         self._answerer = Answerer(lm, template or PromptTemplate())
         self._training = training or TrainingConfig()
-        self._max_new_tokens = max_new_tokens or min(256, lm.context // 4)
+        self._max_new_tokens = _given(max_new_tokens, min(256, lm.context // 4))
         self._worker = Worker("sift_rag.Engine")
         # Also when the engine is dropped and when the interpreter ends.
         weakref.finalize(self, self._worker.close, timeout=5.0)

@@ -16,7 +16,7 @@ from transformers import (
     Lfm2Config,
     LlamaConfig,
     Phi3Config,
-    PreTrainedConfig,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
@@ -39,7 +39,7 @@ _LAYERS: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32, "num_atten
 _SIZE: dict[str, Any] = (
     _LAYERS | {"intermediate_size": 64, "max_position_embeddings": CONTEXT} | _SPECIAL
 )
-CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
+CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_SIZE, tie_word_embeddings=False),
     "gpt2": lambda: GPT2Config(n_layer=2, n_embd=32, n_head=2, n_positions=CONTEXT, **_SPECIAL),
     "qwen2": lambda: Qwen2Config(**_SIZE, num_key_value_heads=1, tie_word_embeddings=True),
