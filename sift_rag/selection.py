@@ -372,7 +372,7 @@ def _problem(
 
 def _count(k: int) -> int:
     try:
-        # NumPy's bool first: to operator.index it is a number on some versions, a warning on others.
+        # NumPy's bool first: operator.index takes it on some versions and warns on others.
         count = None if isinstance(k, bool | np.bool_) else operator.index(k)
     except TypeError:
         count = None
