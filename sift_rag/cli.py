@@ -90,7 +90,8 @@ def index(
     from sift_rag.storage import check_target
 
     check_target(out_dir)  # before the long work, not after it
-    reading = read_folder(folder)
+    with terminal.ProgressBar(err, "Reading") as bar:
+        reading = read_folder(folder, progress=bar)
     model = _embedder(embedder)
     passages = split(
         reading.documents, max_tokens=max_tokens, overlap=overlap, tokenizer=model.tokenizer
