@@ -112,8 +112,9 @@ def notices(answer: Answer) -> list[str]:
     """What the reader of an answer should know beside its text."""
     found = [answer.note] if answer.note else []
     if answer.left_out:
-        kept, total = len(answer.documents), len(answer.documents) + len(answer.left_out)
-        found.append(f"{kept} of {total} passages fit into the prompt; the rest was left out.")
+        found.append(
+            f"Left out of the prompt, as they did not fit: {len(answer.left_out)} passages."
+        )
     if answer.finish_reason == "length":
         found.append("The answer was cut at its longest: raise --max-new-tokens.")
     return found
