@@ -112,9 +112,7 @@ def notices(answer: Answer) -> list[str]:
     """What the reader of an answer should know beside its text."""
     found = [answer.note] if answer.note else []
     if answer.left_out:
-        found.append(
-            f"Left out of the prompt, as they did not fit: {len(answer.left_out)} passages."
-        )
+        found.append(f"{len(answer.left_out)} passages did not fit into the prompt.")
     if answer.finish_reason == "length":
         found.append("The answer was cut at its longest: raise --max-new-tokens.")
     return found
