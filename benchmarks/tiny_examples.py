@@ -147,7 +147,7 @@ class Examples:
         tokens: list[int] = []
         weights: list[float] = []
         fillers, values = _words(tokenizer)
-        colon = tokenizer.token_to_id(":")
+        (colon,) = tokenizer.encode(":").ids
         while len(tokens) < length:
             names = [tokenizer.encode(f" {d.name}").ids for d in self.fresh(random.randint(2, 6))]
             pairs = [(name, random.choice(values)) for name in names]

@@ -73,10 +73,10 @@ class TaskAdapters:
 
     def step(self, losses: Tensor) -> None:
         """One Adam step of every task on its own loss; `losses` is (n,); gradients clipped to 1."""
-        grads = torch.autograd.grad(losses.sum(), self.factors)
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in grads]).norm(dim=0)  # (n,)
+        raw = torch.autograd.grad(losses.sum(), self.factors)
+        norms = torch.stack([g.flatten(1).norm(dim=1) for g in raw]).norm(dim=0)  # (n,)
         shrink = (1.0 / (norms + 1e-6)).clamp(max=1.0).view(-1, 1, 1)
-        grads = [g * shrink for g in grads]
+        grads = [g * shrink for g in raw]
         self.steps += 1
         with torch.no_grad():
             torch._foreach_lerp_(self.means, grads, 0.1)
