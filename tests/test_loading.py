@@ -50,7 +50,9 @@ def test_a_model_that_is_no_causal_one_is_refused_before_its_weights_are_read(
 
 
 def test_an_encoder_that_was_made_causal_is_one() -> None:
-    check_causal(BertConfig(is_decoder=True), "mine")
+    with pytest.raises(ValueError, match="no causal language model"):
+        check_causal(BertConfig(), "mine")
+    check_causal(BertConfig(is_decoder=True), "mine")  # the switch alone makes the difference
 
 
 def test_a_model_without_a_head_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
