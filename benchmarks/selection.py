@@ -36,7 +36,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sift_rag.selection import mmr, nearest, sift
+from sift_rag.rivals import mmr, nearest
+from sift_rag.selection import sift
 
 RESULTS = Path(__file__).parent / "results" / "selection.md"
 SHAPES = [(50, 200, 384), (50, 200, 1024), (10, 100, 768), (50, 1000, 768)]  # k of n, at d

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from sift_rag.engine import Answer, Cancelled, Engine, Score
     from sift_rag.events import Callback, Control
     from sift_rag.pipeline import Pipeline
-    from sift_rag.selection import Selection, linear, mmr, nearest, rbf, sift
+    from sift_rag.kernels import linear, rbf
+    from sift_rag.rivals import mmr, nearest
+    from sift_rag.selection import Selection, sift
     from sift_rag.training import TrainingConfig, TrainingReport
 
 _HOME = {
@@ -33,10 +35,10 @@ _HOME = {
     "SentenceTransformerEmbedder": "embeddings",
     "TrainingConfig": "training",
     "TrainingReport": "training",
-    "linear": "selection",
-    "mmr": "selection",
-    "nearest": "selection",
-    "rbf": "selection",
+    "linear": "kernels",
+    "mmr": "rivals",
+    "nearest": "rivals",
+    "rbf": "kernels",
     "read_folder": "documents",
     "sift": "selection",
     "split": "documents",

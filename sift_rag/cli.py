@@ -15,7 +15,8 @@ from rich.console import Console
 
 from sift_rag import terminal
 from sift_rag.documents import MAX_TOKENS
-from sift_rag.selection import mmr, nearest, sift
+from sift_rag.rivals import mmr, nearest
+from sift_rag.selection import sift
 
 if TYPE_CHECKING:
     from sift_rag.candidates import Index

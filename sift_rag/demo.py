@@ -14,7 +14,7 @@ from sift_rag.candidates import Index
 from sift_rag.documents import Document
 from sift_rag.embeddings import Embedder
 from sift_rag.pipeline import Pipeline, retrieve
-from sift_rag.selection import nearest
+from sift_rag.rivals import nearest
 from sift_rag.tiny import world
 
 if TYPE_CHECKING:

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sift_rag.selection import Kernel, Selection, linear, mmr, nearest, rbf, sift
+from sift_rag.kernels import Kernel, linear, rbf
+from sift_rag.rivals import mmr, nearest
+from sift_rag.selection import Selection, sift
 
 GOLDEN = Path(__file__).parent / "golden"
 Floats = NDArray[np.float64]

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from sift_rag.selection import Selection, mmr, nearest, rbf, sift
+from sift_rag.kernels import rbf
+from sift_rag.rivals import mmr, nearest
+from sift_rag.selection import Selection, sift
 
 PATH = Path(__file__).with_name("selection.json")
 CALLS: dict[str, tuple[Callable[..., Selection], dict[str, Any]]] = {

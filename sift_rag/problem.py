@@ -1,0 +1,283 @@
+"""What every selector starts from: its input checked, in one precision, of unit length.
+
+The letters, here and in the selectors:
+
+    m  query vectors      n  candidates      k  picks      d  dimensions
+
+Vectors are compared by direction: rows are brought to unit length, whatever length they come in,
+so that `k(x, x) = 1` for the kernels here and one `noise` means the same for every embedder.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sift_rag.kernels import (
+    Checked,
+    Floats,
+    Kernel,
+    KernelFunction,
+    Rbf,
+    linear,
+    positive,
+    resolve,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Combine: TypeAlias = Literal["sum", "worst"]
+
+NOISE = 0.01
+# Below this noise the rounding of float32 products (1e-7) is no longer small beside it.
+_FLOAT32_NOISE = 1e-4
+_LEAST_NOISE = 1e-12  # and the same for float64
+# Equal vectors may get cosines that differ in the last bits, by where BLAS finds them. Scores this
+# close are a tie, so that copies are taken in the order in which they came.
+_TIE = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 1e-12}
+_KNOWN_FROM = 128  # the nearest candidates, from which the scale of an asymmetric kernel is taken
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments that all selectors share; `sift` describes them."""
+
+    noise: float
+    kernel: Kernel
+    distinct: bool
+    costs: ArrayLike | None
+    budget: float | None
+    combine: Combine
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Made by `checked`; `Options` says what the settings are."""
+
+    queries: NDArray[Any]  # (m, d) unit
+    rows: NDArray[Any]  # (n, d) unit
+    k: int
+    noise: float
+    kernel: KernelFunction
+    distinct: bool
+    costs: Floats | None  # (n,)
+    budget: float
+    combine: Combine
+
+    @property
+    def tie(self) -> float:
+        return _TIE[self.rows.dtype]
+
+    def relevance(self) -> Floats:
+        """Mean cosine to the queries, (n,)."""
+        return np.asarray(linear(self.queries, self.rows).mean(axis=0))
+
+    def variance(self, rows: NDArray[Any]) -> Floats:
+        """`k(x, x)` of each row, (n,)."""
+        if not isinstance(self.kernel, Checked):
+            return np.ones(len(rows))
+        blocks = (rows[start : start + 64] for start in range(0, len(rows), 64))
+        return np.concatenate([self.kernel(block, block).diagonal() for block in blocks])
+
+    def prior(self) -> tuple[Floats, Floats]:
+        """Covariances of queries and candidates (m, n), and the queries' variances (m,).
+
+        A kernel that is wider between question and passage leaves the scale of a question open: it
+        moves no pick. It is set so that all candidates together (the nearest 128) would leave
+        nothing of 1: gains are shares of what the candidates can tell, and each query counts the
+        same.
+        """
+        if isinstance(self.kernel, Rbf) and self.kernel.tau != self.kernel.query_tau:
+            cross = self.kernel.cross(self.queries, self.rows)
+            cross /= np.sqrt([[self._knowable(each)] for each in cross])
+            return cross, np.ones(len(cross))
+        return self.kernel(self.queries, self.rows), self.variance(self.queries)
+
+    def _knowable(self, cross: Floats) -> float:
+        """Variance of one query that its nearest candidates together would remove."""
+        near: Any = slice(None)
+        if len(cross) > _KNOWN_FROM:
+            near = np.sort(np.argpartition(-cross, _KNOWN_FROM)[:_KNOWN_FROM])
+        rows = self.rows[near]
+        noisy = self.kernel(rows, rows) + self.noise * np.eye(len(rows))
+        return float(cross[near] @ np.linalg.solve(noisy, cross[near]))
+
+    def indefinite(self) -> ValueError:
+        return ValueError(
+            f"kernel {self.kernel!r} with noise {self.noise} is not positive definite on these "
+            "candidates; use a kernel that is a covariance, or more noise"
+        )
+
+
+class Room:
+    """Which candidates may still be taken: not twice, and not beyond the budget.
+
+    Attributes:
+        closed: (n,), 0 for those that may be taken and infinity for the others.
+    """
+
+    __slots__ = ("_costs", "_distinct", "_left", "closed")
+
+    def __init__(self, problem: Problem) -> None:
+        self._costs, self._left, self._distinct = problem.costs, problem.budget, problem.distinct
+        self.closed = np.zeros(len(problem.rows))
+        if self._costs is not None:
+            self.closed[self._costs > self._left] = np.inf
+
+    def take(self, i: int) -> None:
+        if self._distinct:
+            self.closed[i] = np.inf
+        if self._costs is not None:
+            self._left -= self._costs.item(i)
+            self.closed[self._costs > self._left] = np.inf
+
+
+def checked(
+    query: ArrayLike, candidates: ArrayLike, k: int | None, **options: Unpack[Options]
+) -> Problem:
+    """Check the arguments of a selector; `sift` documents them and their errors."""
+    rows = _vectors("candidates", candidates, (2,))
+    queries = np.atleast_2d(_vectors("query", query, (1, 2)))
+    if queries.shape[1] != rows.shape[1]:
+        raise ValueError(
+            f"query has {queries.shape[1]} dimensions and candidates have {rows.shape[1]}; they "
+            "must have the same number: were both made by the same embedder?"
+        )
+    noise = positive("noise", options.get("noise", NOISE))
+    if noise < _LEAST_NOISE:
+        raise ValueError(
+            f"noise is {noise}; it must be {_LEAST_NOISE} or more: rounding takes over below"
+        )
+    if noise < _FLOAT32_NOISE:
+        rows = rows.astype(np.float64, copy=False)
+    rows = _unit("candidates", rows)
+    queries = _unit("query", queries.astype(np.float64)).astype(rows.dtype, copy=False)
+    distinct = options.get("distinct", True)
+    costs, budget = _spending(options.get("costs"), options.get("budget"), len(rows))
+    most = _most(costs, budget, len(rows), distinct)
+    if k is None and costs is not None:
+        k = most
+    return Problem(
+        queries=queries,
+        rows=rows,
+        k=min(_count(k), most),
+        noise=noise,
+        kernel=resolve(options.get("kernel", "rbf"), queries, rows),
+        distinct=distinct,
+        costs=costs,
+        budget=budget,
+        combine=_combine(options.get("combine", "sum")),
+    )
+
+
+def _count(k: int | None) -> int:
+    try:
+        # NumPy's bool first: operator.index takes it on some versions and warns on others.
+        count = None if isinstance(k, bool | np.bool_) or k is None else operator.index(k)
+    except TypeError:
+        count = None
+    if count is None:
+        raise TypeError(f"k is {k!r}; it must be a whole number, 1 or more: how many to pick")
+    if count < 1:
+        raise ValueError(f"k is {count}; it must be 1 or more: how many candidates to pick")
+    return count
+
+
+def _combine(combine: Combine) -> Combine:
+    if combine not in ("sum", "worst"):
+        raise ValueError(
+            f"combine is {combine!r}; it must be 'sum', the gains of all queries added, or "
+            "'worst', each pick for the query of which most is left"
+        )
+    return combine
+
+
+def _spending(
+    costs: ArrayLike | None, budget: float | None, n: int
+) -> tuple[Floats | None, float]:
+    if costs is None and budget is None:
+        return None, np.inf
+    if costs is None or budget is None:
+        given, missing = ("budget", "costs") if costs is None else ("costs", "budget")
+        raise ValueError(
+            f"{given} is given without {missing}; give both: what each candidate costs (its "
+            "tokens, say), and how much the picks may cost together"
+        )
+    budget = positive("budget", budget)
+    prices = np.asarray(costs)
+    if prices.dtype.kind not in "fiu":
+        raise TypeError(f"costs has dtype {prices.dtype}; it must hold numbers above 0")
+    if prices.shape != (n,):
+        raise ValueError(f"costs has shape {prices.shape}; it must be ({n},), one a candidate")
+    bad = np.flatnonzero(~(np.isfinite(prices) & (prices > 0)))
+    if bad.size:
+        raise ValueError(
+            f"costs has {bad.size} of {n} values that are not finite numbers above 0, first "
+            f"{prices[bad[0]]} at {bad[0]}; an empty text has no cost: leave it out"
+        )
+    if prices.min() > budget:
+        raise ValueError(
+            f"budget is {budget:g} and the cheapest candidate costs {prices.min():g}; give a "
+            "larger budget, or split the passages smaller"
+        )
+    return prices.astype(np.float64), budget
+
+
+def _most(costs: Floats | None, budget: float, n: int, distinct: bool) -> int:
+    """No selection can have more picks than this; a bound for k."""
+    if not distinct:
+        return int(budget / costs.min()) if costs is not None else np.iinfo(np.int64).max
+    if costs is None:
+        return n
+    return int(np.searchsorted(np.sort(costs).cumsum(), budget, side="right"))
+
+
+def _vectors(name: str, values: ArrayLike, ndims: tuple[int, ...]) -> NDArray[Any]:
+    """A contiguous float32 or float64 array of one of these numbers of dimensions."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} is ragged; every vector must have the same length") from error
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name} has dtype {array.dtype}; it must hold numbers, float32 best")
+    if array.ndim not in ndims:
+        shapes = " or ".join({1: "(d,)", 2: "(rows, d)"}[ndim] for ndim in ndims)
+        raise ValueError(f"{name} has shape {array.shape}; it must be {shapes}, a vector a row")
+    if array.size == 0:
+        raise ValueError(f"{name} is empty, shape {array.shape}; give at least one vector")
+    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    return np.ascontiguousarray(array, dtype=np.float32 if single else np.float64)
+
+
+def _unit(name: str, rows: NDArray[Any]) -> NDArray[Any]:
+    """Rows (n, d) at unit length; one look at their lengths finds bad values too."""
+    with np.errstate(all="ignore"):
+        squares = (rows[:, None] @ rows[:, :, None])[:, 0, 0]  # (n,): a BLAS dot a row
+        off = np.abs(squares - 1.0).max()
+    limits = np.finfo(rows.dtype)
+    if off <= 8 * limits.eps:  # as embedders give them: no copy
+        return rows
+    if not (squares.min() > limits.tiny / limits.eps and squares.max() <= limits.max):
+        return _unit(name, _tamed(name, rows))  # NaN fails both comparisons
+    return np.asarray(rows * (1.0 / np.sqrt(squares))[:, None])
+
+
+def _tamed(name: str, rows: NDArray[Any]) -> NDArray[Any]:
+    """Rows whose squares overflow or vanish, brought near 1 in float64, or why they cannot be."""
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{name} has NaN or infinity in {(~finite).sum()} of {len(rows)} vectors, first in row "
+            f"{finite.argmin()}; every number must be finite"
+        )
+    largest = np.abs(rows).max(axis=1, keepdims=True).astype(np.float64)
+    if not largest.all():
+        raise ValueError(
+            f"{name} has {(largest == 0).sum()} of {len(rows)} vectors all zeros, first row "
+            f"{largest.argmin()}; a zero vector has no direction: leave it out (an empty text?)"
+        )
+    return np.asarray(rows / largest)
