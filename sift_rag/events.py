@@ -65,7 +65,7 @@ class Callback:
 
     def on_selection(self, event: Event, control: Control) -> None:
         """Passages were selected. Keys: id, score, gain, uncertainty (lists in order of
-        selection), candidates (their number), seconds."""
+        selection), candidates (their number), coverage (0 to 1: do they know?), seconds."""
 
     def on_train_start(self, event: Event, control: Control) -> None:
         """Training is about to begin. Keys: config, texts."""

@@ -9,7 +9,7 @@ from sift_rag.candidates import Candidates, Index
 from sift_rag.documents import Document
 from sift_rag.engine import Answer, Engine, Mode, Stream, check_mode
 from sift_rag.events import Callback, Control, emit
-from sift_rag.selection import Selection, Selector, sift
+from sift_rag.selection import Selection, Selector, Stop, sift
 from sift_rag.training import TrainingConfig
 
 
@@ -50,22 +50,24 @@ class Retrieved:
 
 def retrieve(
     index: Index,
-    question: str,
+    question: str | Sequence[str],
     *,
     select: Selector = sift,
     k: int = 5,
     fetch_k: int = 50,
     noise: float | None = None,
+    stop: Stop | None = None,
 ) -> Retrieved:
     """Search and select; no model answers.
 
     Args:
         index: Where the passages are.
-        question: What is asked.
+        question: What is asked; sub-questions or rewrites of it as a list.
         select: Which of the candidates are taken.
         k: How many are taken.
         fetch_k: How many candidates the selection sees.
         noise: The selection's noise; None leaves the selector's default.
+        stop: Cuts the selection to its first picks, see `sift_rag.stopping`; None keeps all k.
 
     Raises:
         ValueError: If the question is empty, or `k` or `fetch_k` below 1.
@@ -74,7 +76,7 @@ def retrieve(
     candidates = index.search(question, fetch_k=fetch_k)
     searched = time.perf_counter()
     settings = {} if noise is None else {"noise": noise}
-    selection = select(candidates.query, candidates.embeddings, k, **settings)
+    selection = select(candidates.query, candidates.embeddings, k, **settings).until(stop)
     return Retrieved(
         documents=tuple(candidates.documents[i] for i in selection.indices),
         selection=selection,
@@ -96,6 +98,7 @@ class Pipeline:
         fetch_k: How many candidates the selection sees.
         mode: How they are used: "stuff", "train", "both", or "closed_book" for not at all.
         noise: The selection's noise; None leaves the selector's default.
+        stop: Cuts the selection to its first picks, see `sift_rag.stopping`; None keeps all k.
         training: Settings of test-time training; None leaves the engine's.
         callbacks: Who is told of each stage, and may change or stop it.
     """
@@ -108,6 +111,7 @@ class Pipeline:
     fetch_k: int = 50
     mode: Mode = "stuff"
     noise: float | None = None
+    stop: Stop | None = None
     training: TrainingConfig | None = None
     callbacks: Sequence[Callback] = ()
 
@@ -151,6 +155,7 @@ class Pipeline:
             k=control.k or self.k,
             fetch_k=self.fetch_k,
             noise=control.noise,
+            stop=self.stop,
         )
         emit(self.callbacks, "on_selection", control, _announced(retrieved))
         return retrieved, call | {"documents": retrieved.documents}
@@ -161,5 +166,6 @@ def _announced(retrieved: Retrieved) -> dict[str, Any]:
     return {
         **{key: [row[key] for row in rows] for key in ("id", "score", "gain", "uncertainty")},
         "candidates": len(retrieved.candidates.documents),
+        "coverage": retrieved.selection.coverage,
         "seconds": dict(retrieved.timings),
     }

@@ -1,0 +1,62 @@
+"""How much the candidates know about a question: one number in [0, 1] (numpy only).
+
+Two signs that an answer is there: the best candidate is near the question, and it stands out from
+the rest. Both are taken on the embedder's own range (`kernels.spread_of`), near copies counting
+once, and weighed by a logistic regression that benchmarks/coverage.py fits: questions whose gold
+passages are in the corpus against the same questions without them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sift_rag.kernels import TAU, Floats, linear, rbf, spread_of
+
+if TYPE_CHECKING:
+    from sift_rag.selection import Context
+
+NEAREST = 50  # candidates looked at; the weights below are for as many
+WEIGHTS = (10.8, 0.366)  # of the two signs
+BIAS = -7.68
+
+
+def coverage(context: Context) -> float:
+    """Probability that the candidates hold an answer, where half of the questions have one.
+
+    Args:
+        context: Queries (m, d) and candidates (n, d), unit rows; the nearest 50 are looked at, with
+            fewer than about 10 the signs say little.
+
+    Returns:
+        From 0 to 1; the mean over several queries.
+    """
+    logits = signs(context) @ np.array(WEIGHTS) + BIAS  # (m,)
+    return float((1.0 / (1.0 + np.exp(-logits))).mean())
+
+
+def signs(context: Context) -> Floats:
+    """For each query, (m, 2): the cosine of the best candidate, and how far it stands out.
+
+    The cosine is stretched to the usual range. The second is its distance from the mean of the
+    other candidates in standard deviations, each weighed by how little of it another repeats.
+    """
+    return np.array([_signs(query, context.rows) for query in context.queries])
+
+
+def _signs(query: NDArray[Any], rows: NDArray[Any]) -> tuple[float, float]:
+    cosines = linear(query[None], rows)[0]
+    order = np.argsort(-cosines, kind="stable")[:NEAREST]
+    cosines, rows = cosines[order], rows[order]
+    spread = spread_of(cosines)
+    alike = rbf(TAU * spread)(rows, rows)  # (n, n)
+    weights = (1.0 - alike[0]) / alike.sum(axis=1)  # the best one and its copies do not count
+    weights = np.maximum(weights, 0.0)
+    stretched = 1.0 - (1.0 - cosines[0]) / spread
+    if weights.sum() < 1e-6:  # one candidate, or copies of one: nothing to stand out from
+        return stretched, 0.0
+    mean = np.average(cosines, weights=weights)
+    deviation = np.sqrt(np.average((cosines - mean) ** 2, weights=weights))
+    return stretched, float((cosines[0] - mean) / max(deviation, 0.02 * spread))
