@@ -182,7 +182,9 @@ class _Text:
 
 
 def _xquad(folder: Path) -> Read:
-    sources, questions, groups = [], [], []
+    sources: list[list[str]] = []
+    questions: list[Question] = []
+    groups: list[int] = []
     articles = json.loads((folder / "xquad.en.json").read_text(encoding="utf-8"))["data"]
     for a, article in enumerate(articles):
         for paragraph in article["paragraphs"]:
@@ -208,7 +210,8 @@ def _clapnq(folder: Path) -> Read:
             source = seen.setdefault(passage["text"], len(sources))
             if source == len(sources):
                 sources.append(passage["sentences"])
-            chosen = next((o["selected_sentences"] for o in item["output"] if o["answer"]), [])
+            answers = [o["selected_sentences"] for o in item["output"] if o["answer"]]
+            chosen: list[str] = answers[0] if answers else []
             places = sorted({sources[source].index(sentence) for sentence in chosen})
             if places:
                 facts = tuple(Fact(source, place) for place in places)

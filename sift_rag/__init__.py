@@ -7,14 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sift_rag.batches import sift_batch
     from sift_rag.candidates import Candidates, Index, IndexFormatError
     from sift_rag.documents import Document, read_folder, split
     from sift_rag.embeddings import Embedder, SentenceTransformerEmbedder
     from sift_rag.engine import Answer, Cancelled, Engine, Score
     from sift_rag.events import Callback, Control
-    from sift_rag.pipeline import Pipeline
+    from sift_rag.explaining import Explanation
     from sift_rag.kernels import linear, rbf
-    from sift_rag.rivals import mmr, nearest
+    from sift_rag.pipeline import Pipeline
+    from sift_rag.refetch import Fetched, sift_search
+    from sift_rag.rivals import dpp, mmr, nearest, random, uncertainty_sampling
     from sift_rag.selection import Selection, sift
     from sift_rag.training import TrainingConfig, TrainingReport
 
@@ -27,6 +30,8 @@ _HOME = {
     "Document": "documents",
     "Embedder": "embeddings",
     "Engine": "engine",
+    "Explanation": "explaining",
+    "Fetched": "refetch",
     "Index": "candidates",
     "IndexFormatError": "candidates",
     "Pipeline": "pipeline",
@@ -35,13 +40,18 @@ _HOME = {
     "SentenceTransformerEmbedder": "embeddings",
     "TrainingConfig": "training",
     "TrainingReport": "training",
+    "dpp": "rivals",
     "linear": "kernels",
     "mmr": "rivals",
     "nearest": "rivals",
+    "random": "rivals",
     "rbf": "kernels",
     "read_folder": "documents",
     "sift": "selection",
+    "sift_batch": "batches",
+    "sift_search": "refetch",
     "split": "documents",
+    "uncertainty_sampling": "rivals",
 }
 
 __version__ = "0.1.0"
@@ -54,6 +64,8 @@ __all__ = [
     "Document",
     "Embedder",
     "Engine",
+    "Explanation",
+    "Fetched",
     "Index",
     "IndexFormatError",
     "Pipeline",
@@ -62,13 +74,18 @@ __all__ = [
     "SentenceTransformerEmbedder",
     "TrainingConfig",
     "TrainingReport",
+    "dpp",
     "linear",
     "mmr",
     "nearest",
+    "random",
     "rbf",
     "read_folder",
     "sift",
+    "sift_batch",
+    "sift_search",
     "split",
+    "uncertainty_sampling",
 ]
 
 

@@ -6,6 +6,7 @@ input or the machine did not allow it (one sentence says why), 2 wrong usage, 13
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,8 +16,8 @@ from rich.console import Console
 
 from sift_rag import terminal
 from sift_rag.documents import MAX_TOKENS
-from sift_rag.rivals import mmr, nearest
-from sift_rag.selection import sift
+from sift_rag.rivals import dpp, mmr, nearest, random, uncertainty_sampling
+from sift_rag.selection import Selection, sift
 
 if TYPE_CHECKING:
     from sift_rag.candidates import Index
@@ -26,8 +27,15 @@ if TYPE_CHECKING:
 
 # Heavy imports (torch, transformers) are inside the functions: `sift-rag --help` answers at once.
 
-SELECTORS = {"sift": sift, "nearest": nearest, "mmr": mmr}
-Select = Literal["sift", "nearest", "mmr"]
+SELECTORS: dict[str, Callable[..., Selection]] = {
+    "sift": sift,
+    "nearest": nearest,
+    "mmr": mmr,
+    "dpp": dpp,
+    "uncertainty-sampling": uncertainty_sampling,
+    "random": random,
+}
+Select = Literal["sift", "nearest", "mmr", "dpp", "uncertainty-sampling", "random"]
 Use = Literal["stuff", "train", "both", "closed-book"]
 
 out = Console()
@@ -123,6 +131,9 @@ def search(
     fetch_k: FetchK = 50,
     select: Selector = "sift",
     embedder: EmbedderName = MINILM,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say why these passages, and why not nearer ones.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the passages that together leave the least uncertainty about a question."""
@@ -131,10 +142,13 @@ def search(
     found = retrieve(
         _load(folder, embedder), question, select=SELECTORS[select], k=k, fetch_k=fetch_k
     )
+    documents = found.candidates.documents
+    why = found.selection.explain([d.text for d in documents]) if explain else None
     if as_json:
-        _print_json({"question": question, "selected": found.rows()})
+        extra = {"explanation": asdict(why)} if why else {}
+        _print_json({"question": question, "selected": found.rows()} | extra)
         return
-    out.print(terminal.passages(found))
+    out.print(terminal.explanation(why, documents) if why else terminal.passages(found))
     err.print(terminal.seconds(found.timings), style="dim")
 
 

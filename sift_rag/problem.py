@@ -33,14 +33,17 @@ if TYPE_CHECKING:
 
 Combine: TypeAlias = Literal["sum", "worst"]
 
-NOISE = 0.01
+NOISE = 0.1  # a little better than 0.01 for retrieval, on every level of redundancy
 # Below this noise the rounding of float32 products (1e-7) is no longer small beside it.
 _FLOAT32_NOISE = 1e-4
 _LEAST_NOISE = 1e-12  # and the same for float64
+# A kernel of width tau multiplies the rounding by 1 / tau, and so the noise that it needs.
+_FLOAT32_NOISE_TAU = 5e-4
+_SLACK = 1e-12  # of the budget: 0.1 fits three times into 0.3
 # Equal vectors may get cosines that differ in the last bits, by where BLAS finds them. Scores this
 # close are a tie, so that copies are taken in the order in which they came.
-_TIE = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 1e-12}
-_KNOWN_FROM = 128  # the nearest candidates, from which the scale of an asymmetric kernel is taken
+TIE = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 1e-12}
+KNOWN_FROM = 128  # the nearest candidates, from which the scale of an asymmetric kernel is taken
 
 
 class Options(TypedDict, total=False):
@@ -70,7 +73,7 @@ class Problem:
 
     @property
     def tie(self) -> float:
-        return _TIE[self.rows.dtype]
+        return TIE[self.rows.dtype]
 
     def relevance(self) -> Floats:
         """Mean cosine to the queries, (n,)."""
@@ -81,7 +84,13 @@ class Problem:
         if not isinstance(self.kernel, Checked):
             return np.ones(len(rows))
         blocks = (rows[start : start + 64] for start in range(0, len(rows), 64))
-        return np.concatenate([self.kernel(block, block).diagonal() for block in blocks])
+        found = [self.kernel(block, block) for block in blocks]
+        for covs in found:  # no proof for all rows, but most faults show in any 64
+            try:
+                np.linalg.cholesky(covs + self.noise * np.eye(len(covs)))
+            except np.linalg.LinAlgError as error:
+                raise self.indefinite() from error
+        return np.concatenate([covs.diagonal() for covs in found])
 
     def prior(self) -> tuple[Floats, Floats]:
         """Covariances of queries and candidates (m, n), and the queries' variances (m,).
@@ -92,19 +101,20 @@ class Problem:
         same.
         """
         if isinstance(self.kernel, Rbf) and self.kernel.tau != self.kernel.query_tau:
-            cross = self.kernel.cross(self.queries, self.rows)
-            cross /= np.sqrt([[self._knowable(each)] for each in cross])
+            cosines = linear(self.queries, self.rows)
+            cosines -= cosines.max(axis=1, keepdims=True)  # the nearest counts 1: no underflow
+            cross = np.exp(cosines / self.kernel.query_tau)
+            cross /= np.sqrt(self._knowable(cross))[:, None]
             return cross, np.ones(len(cross))
         return self.kernel(self.queries, self.rows), self.variance(self.queries)
 
-    def _knowable(self, cross: Floats) -> float:
-        """Variance of one query that its nearest candidates together would remove."""
-        near: Any = slice(None)
-        if len(cross) > _KNOWN_FROM:
-            near = np.sort(np.argpartition(-cross, _KNOWN_FROM)[:_KNOWN_FROM])
-        rows = self.rows[near]
-        noisy = self.kernel(rows, rows) + self.noise * np.eye(len(rows))
-        return float(cross[near] @ np.linalg.solve(noisy, cross[near]))
+    def _knowable(self, cross: Floats) -> Floats:
+        """Variance of each query that its nearest candidates together would remove, (m,)."""
+        if cross.shape[1] <= KNOWN_FROM:
+            return removable(self.kernel(self.rows, self.rows), cross, self.noise)
+        each = zip(cross, nearest_by(cross), strict=True)
+        near = [(one[None, those], self.rows[those]) for one, those in each]
+        return np.concatenate([removable(self.kernel(x, x), one, self.noise) for one, x in near])
 
     def indefinite(self) -> ValueError:
         return ValueError(
@@ -123,7 +133,8 @@ class Room:
     __slots__ = ("_costs", "_distinct", "_left", "closed")
 
     def __init__(self, problem: Problem) -> None:
-        self._costs, self._left, self._distinct = problem.costs, problem.budget, problem.distinct
+        self._costs, self._distinct = problem.costs, problem.distinct
+        self._left = problem.budget * (1.0 + _SLACK)
         self.closed = np.zeros(len(problem.rows))
         if self._costs is not None:
             self.closed[self._costs > self._left] = np.inf
@@ -136,10 +147,47 @@ class Room:
             self.closed[self._costs > self._left] = np.inf
 
 
+def nearest_by(cross: Floats) -> NDArray[np.int64]:
+    """Positions of the largest covariances with each query: (..., n) to (..., 128), in order."""
+    return np.sort(np.argpartition(-cross, KNOWN_FROM)[..., :KNOWN_FROM])
+
+
+def removable(covs: NDArray[Any], cross: Floats, noise: float | Floats) -> Floats:
+    """Variance of each query that all candidates together would remove.
+
+    The diagonal of `C (K + noise I)^-1 C^T`. Below the Cholesky factor L of K + noise I, bordered
+    by C, stands `(L^-1 C^T)^T`: half the work of solving, and its squares are never negative.
+
+    Args:
+        covs: K, candidates with each other, (..., n, n).
+        cross: C, queries with candidates, (..., m, n).
+        noise: A variance, or (...) of them.
+
+    Returns:
+        (..., m)
+    """
+    m, n = cross.shape[-2:]
+    bordered = np.zeros((*cross.shape[:-2], n + m, n + m))
+    bordered[..., :n, :n] = covs
+    bordered[..., n:, :n] = cross  # the upper triangle is not read
+    diagonal = np.einsum("...ii->...i", bordered)  # a view
+    diagonal[..., :n] += np.asarray(noise)[..., None]
+    enough = 1.0 + 2.0 * np.square(cross).sum(axis=(-2, -1)) / noise
+    diagonal[..., n:] = enough[..., None]
+    known = np.linalg.cholesky(bordered)[..., n:, :n]
+    return np.asarray(np.square(known).sum(axis=-1))
+
+
 def checked(
     query: ArrayLike, candidates: ArrayLike, k: int | None, **options: Unpack[Options]
 ) -> Problem:
     """Check the arguments of a selector; `sift` documents them and their errors."""
+    unknown = sorted(options.keys() - Options.__annotations__.keys())
+    if unknown:
+        raise TypeError(
+            f"unknown keyword argument {unknown[0]!r}; selectors take "
+            f"{', '.join(Options.__annotations__)}, and what their own documentation names"
+        )
     rows = _vectors("candidates", candidates, (2,))
     queries = np.atleast_2d(_vectors("query", query, (1, 2)))
     if queries.shape[1] != rows.shape[1]:
@@ -154,8 +202,14 @@ def checked(
         )
     if noise < _FLOAT32_NOISE:
         rows = rows.astype(np.float64, copy=False)
-    rows = _unit("candidates", rows)
-    queries = _unit("query", queries.astype(np.float64)).astype(rows.dtype, copy=False)
+    rows = at_unit_length("candidates", rows)
+    exact = at_unit_length("query", queries.astype(np.float64))
+    queries = exact.astype(rows.dtype, copy=False)
+    kernel = resolve(options.get("kernel", "rbf"), queries, rows)
+    if isinstance(kernel, Rbf):
+        if rows.dtype == np.float32 and noise * kernel.tau < _FLOAT32_NOISE_TAU:
+            queries, rows = exact, at_unit_length("candidates", rows.astype(np.float64))
+        noise = max(noise, _LEAST_NOISE / kernel.tau)
     distinct = options.get("distinct", True)
     costs, budget = _spending(options.get("costs"), options.get("budget"), len(rows))
     most = _most(costs, budget, len(rows), distinct)
@@ -166,7 +220,7 @@ def checked(
         rows=rows,
         k=min(_count(k), most),
         noise=noise,
-        kernel=resolve(options.get("kernel", "rbf"), queries, rows),
+        kernel=kernel,
         distinct=distinct,
         costs=costs,
         budget=budget,
@@ -196,9 +250,7 @@ def _combine(combine: Combine) -> Combine:
     return combine
 
 
-def _spending(
-    costs: ArrayLike | None, budget: float | None, n: int
-) -> tuple[Floats | None, float]:
+def _spending(costs: ArrayLike | None, budget: float | None, n: int) -> tuple[Floats | None, float]:
     if costs is None and budget is None:
         return None, np.inf
     if costs is None or budget is None:
@@ -229,15 +281,29 @@ def _spending(
 
 def _most(costs: Floats | None, budget: float, n: int, distinct: bool) -> int:
     """No selection can have more picks than this; a bound for k."""
-    if not distinct:
-        return int(budget / costs.min()) if costs is not None else np.iinfo(np.int64).max
+    endless = int(np.iinfo(np.int64).max)
     if costs is None:
-        return n
+        return n if distinct else endless
+    budget *= 1.0 + _SLACK
+    if not distinct:
+        return int(min(budget / float(costs.min()), endless))
     return int(np.searchsorted(np.sort(costs).cumsum(), budget, side="right"))
 
 
 def _vectors(name: str, values: ArrayLike, ndims: tuple[int, ...]) -> NDArray[Any]:
     """A contiguous float32 or float64 array of one of these numbers of dimensions."""
+    array = numbers(name, values, ndims)
+    return np.ascontiguousarray(array, dtype=precision(array))
+
+
+def precision(array: NDArray[Any]) -> type[np.float32] | type[np.float64]:
+    """In which an array is multiplied."""
+    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    return np.float32 if single else np.float64
+
+
+def numbers(name: str, values: ArrayLike, ndims: tuple[int, ...]) -> NDArray[Any]:
+    """An array of one of these numbers of dimensions, not copied."""
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -249,11 +315,10 @@ def _vectors(name: str, values: ArrayLike, ndims: tuple[int, ...]) -> NDArray[An
         raise ValueError(f"{name} has shape {array.shape}; it must be {shapes}, a vector a row")
     if array.size == 0:
         raise ValueError(f"{name} is empty, shape {array.shape}; give at least one vector")
-    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
-    return np.ascontiguousarray(array, dtype=np.float32 if single else np.float64)
+    return array
 
 
-def _unit(name: str, rows: NDArray[Any]) -> NDArray[Any]:
+def at_unit_length(name: str, rows: NDArray[Any]) -> NDArray[Any]:
     """Rows (n, d) at unit length; one look at their lengths finds bad values too."""
     with np.errstate(all="ignore"):
         squares = (rows[:, None] @ rows[:, :, None])[:, 0, 0]  # (n,): a BLAS dot a row
@@ -262,7 +327,7 @@ def _unit(name: str, rows: NDArray[Any]) -> NDArray[Any]:
     if off <= 8 * limits.eps:  # as embedders give them: no copy
         return rows
     if not (squares.min() > limits.tiny / limits.eps and squares.max() <= limits.max):
-        return _unit(name, _tamed(name, rows))  # NaN fails both comparisons
+        return at_unit_length(name, _tamed(name, rows))  # NaN fails both comparisons
     return np.asarray(rows * (1.0 / np.sqrt(squares))[:, None])
 
 

@@ -16,15 +16,20 @@ The letters are those of `problem`: m query vectors, n candidates, k picks, d di
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sift_rag.coverage import coverage
 from sift_rag.kernels import Floats, Kernel
 from sift_rag.problem import NOISE, Combine, Problem, Room, checked
+
+if TYPE_CHECKING:
+    from sift_rag.explaining import Explanation, Texts
+    from sift_rag.plotting import Axes, Figure
 
 Selector: TypeAlias = Callable[..., "Selection"]
 """`sift`, `nearest`, `mmr`, or another with their signature."""
@@ -90,6 +95,11 @@ class Selection:
     def _values(self) -> tuple[Any, ...]:
         return self.indices, self.gains, self.uncertainty, self.initial_uncertainty
 
+    @property
+    def coverage(self) -> float:
+        """How likely the candidates hold an answer, from 0 to 1: see `coverage.coverage`."""
+        return coverage(self.context)
+
     def until(self, stop: Stop | None) -> Selection:
         """The first picks, as many as a rule of `stopping` keeps; all of them for None."""
         kept = len(self) if stop is None else stop(self)
@@ -100,6 +110,43 @@ class Selection:
             )
         first = {name: getattr(self, name)[:kept] for name in ("indices", "gains", "uncertainty")}
         return self if kept == len(self) else replace(self, **first)
+
+    def explain(self, texts: Texts | None = None) -> Explanation:
+        """Why these passages: what each pick told, and what each dropped one would have repeated.
+
+        Dropped are those among the k nearest, k being the number of picks, that were not picked.
+        All is said in cosines, so that it is true of any selector. Several queries: the nearest
+        are those with the highest cosine to one of them.
+
+        Args:
+            texts: The candidates' texts, to show beside the numbers: one for each, by index.
+
+        Raises:
+            ValueError: There are more or fewer texts than candidates.
+            TypeError: A text that is not a string.
+        """
+        from sift_rag.explaining import explain
+
+        return explain(self, texts)
+
+    def plot(self, ax: Sequence[Axes] | None = None, texts: Texts | None = None) -> Figure:
+        """Draw the gain curve and a map of picked, dropped and other candidates.
+
+        The map shows the two directions in which the candidates differ most. Nothing global is
+        changed and no window opens: save it with `figure.savefig("picks.png")`.
+
+        Args:
+            ax: Two matplotlib axes to draw on, the gain curve's and the map's; a new figure by
+                default.
+            texts: As in `explain`; the first ones are listed below, shortened.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: `ax` is not two axes, or as in `explain`.
+        """
+        from sift_rag.plotting import plot
+
+        return plot(self, ax, texts)
 
 
 def sift(
@@ -159,7 +206,7 @@ def sift(
     order, gains, prior = _greedy(problem, None)
     if problem.costs is not None:
         other = _greedy(problem, problem.costs)
-        if sum(other[1]) > sum(gains):
+        if sum(other[1]) > sum(gains) * (1.0 + problem.tie):  # more than another order's rounding
             order, gains, prior = other
     return _selection(order, np.array(gains), float(prior.sum()), problem)
 
@@ -184,7 +231,7 @@ def _greedy(problem: Problem, price: Floats | None) -> tuple[list[int], list[flo
         if price is not None:
             gain /= price
         gain -= room.closed
-        i = _best_gain(gain, rows, tie)
+        i = best_gain(gain, rows, tie)
         if gain.item(i) == -np.inf:  # nothing fits into the budget any more
             break
         each = [cov.item(i) ** 2 / spread.item(i) for cov in covs]
@@ -211,8 +258,8 @@ def _greedy(problem: Problem, price: Floats | None) -> tuple[list[int], list[flo
     return order, gains, prior
 
 
-def _best_gain(gain: Floats, rows: NDArray[Any], tie: float) -> int:
-    """Relative to the gain; where a small covariance has lost more digits, rows settle it."""
+def best_gain(gain: Floats, rows: NDArray[Any], tie: float) -> int:
+    """The first of the best; where a small covariance has lost more digits, the rows settle it."""
     i = int(gain.argmax())
     best = gain.item(i)
     near = gain >= 0.999 * best

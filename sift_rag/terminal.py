@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,8 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sift_rag.events import Callback, Control, Event
+from sift_rag.explaining import HEADER, Explanation, shorten
 
 if TYPE_CHECKING:  # torch comes with them
+    from sift_rag.documents import Document
     from sift_rag.engine import Answer
     from sift_rag.pipeline import Retrieved
 
@@ -87,19 +90,49 @@ class TrainingBar(Callback):
 
 
 def passages(retrieved: Retrieved, *, characters: int = 200) -> Table:
-    """The selected passages: what each one removed of the uncertainty, and what was left."""
+    """The selected passages: what each one removed of the uncertainty, and what was left of it."""
+    initial = retrieved.selection.initial_uncertainty or 1.0
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("#", justify="right")
     table.add_column("gain", justify="right")
     table.add_column("left", justify="right")
     table.add_column("passage", ratio=1)
     for row in retrieved.rows():
-        # Text, not a string: square brackets in a document are no markup.
-        text = Text(shorten(row["text"], characters))
-        if source := row["metadata"].get("source"):
-            text.append(f"\n{source}", style="dim")
-        table.add_row(str(row["rank"]), f"{row['gain']:.2g}", f"{row['uncertainty']:.4f}", text)
+        gain, left = (f"{row[key] / initial:.1%}" for key in ("gain", "uncertainty"))
+        text = _passage(row["text"], row["metadata"], characters)
+        table.add_row(str(row["rank"]), gain, left, text)
     return table
+
+
+def explanation(
+    explained: Explanation, documents: Sequence[Document], *, characters: int = 140
+) -> Group:
+    """Each pick with its figures, then what was dropped and why, in 60 columns or more.
+
+    Args:
+        explained: With the texts.
+        documents: The candidates, for where they are from.
+        characters: Of a text that is longer.
+    """
+
+    def passage(index: int, text: str | None) -> Padding:
+        return Padding(_passage(text or "", documents[index].metadata, characters), (0, 0, 0, 4))
+
+    parts: list[Text | Padding] = [Text(HEADER, style="dim")]
+    for pick in explained.picks:
+        parts += [Text(str(pick), style="bold"), passage(pick.index, pick.text)]
+    parts.append(Text(f"\n{explained.title()}", style="dim"))
+    for row in explained.dropped:
+        parts += [Padding(Text(str(row), style="bold"), (0, 0, 0, 1)), passage(row.index, row.text)]
+    return Group(*parts)
+
+
+def _passage(text: str, metadata: Mapping[str, Any], characters: int) -> Text:
+    """Text, not a string: square brackets in a document are no markup."""
+    shown = Text(shorten(text, characters))
+    if source := metadata.get("source"):
+        shown.append(f"\n{shorten(str(source), 500)}", style="dim")
+    return shown
 
 
 def seconds(timings: Mapping[str, float], stages: Iterable[str] = ()) -> str:
@@ -116,9 +149,3 @@ def notices(answer: Answer) -> list[str]:
     if answer.finish_reason == "length":
         found.append("The answer was cut at its longest: raise --max-new-tokens.")
     return found
-
-
-def shorten(text: str, characters: int) -> str:
-    """A text on one line, with an ellipsis where it was cut."""
-    line = " ".join(text.split())
-    return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"

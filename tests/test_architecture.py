@@ -13,9 +13,21 @@ PACKAGE = Path(sift_rag.__file__).parent
 LAYER = {
     "documents": 1,
     "selection": 1,
+    "explaining": 1,
+    "plotting": 1,
+    "coverage": 1,
+    "stopping": 1,
+    "rivals": 1,
+    "refetch": 1,
+    "unseen": 1,
+    "problem": 1,
+    "kernels": 1,
+    "stacks": 1,
     "events": 1,
     "embeddings": 2,
     "candidates": 2,
+    "blocks": 2,
+    "batches": 2,
     "formats": 1,
     "storage": 2,
     "loading": 2,
@@ -36,12 +48,13 @@ LAYER = {
 }
 MODEL = {"adapters", "engine", "generation", "loading", "training"}
 HEAVY = {
-    "torch": MODEL,
+    "torch": MODEL | {"blocks"},
     "transformers": MODEL,
     "peft": {"adapters"},
     "faiss": {"candidates"},
     "sentence_transformers": {"embeddings"},
     "typer": {"cli"},
+    "matplotlib": {"plotting"},
     "rich": {"cli", "demo", "terminal"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from sift_rag.candidates import Candidates, Index, IndexFormatError
 from sift_rag.documents import Document, read_folder, split
 from sift_rag.embeddings import Kind, embedder_name, minilm
+from sift_rag.selection import sift
 
 DATA = Path(os.environ.get("SIFT_RAG_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -708,3 +709,93 @@ def test_a_manifest_must_be_complete(saved: Path, key: str) -> None:
     change_manifest(saved, lambda manifest: manifest.pop(key))
     with pytest.raises(IndexFormatError, match=rf"says {key} = None, wanted a"):
         Index.load(saved, Hashing())
+
+
+# --- uniting the candidates of several questions ---------------------------------------------
+
+
+def of_three_topics() -> Index:
+    """Forty documents about the first axis, three about the second and three about the third."""
+    rng = np.random.default_rng(0)
+    centres = np.repeat(np.eye(3, 8), (40, 3, 3), axis=0)
+    rows = centres + 0.1 * rng.normal(size=centres.shape)
+    rows[5] = rows[4]  # a copy
+    both = np.vstack([rows, np.eye(3, 8)])  # the questions last
+    unit = np.asarray(both / np.linalg.norm(both, axis=1, keepdims=True), np.float32)
+    documents = tuple(Document(f"text {i}", id=f"text {i}") for i in range(len(rows)))
+    return Index(documents, unit[: len(rows)].copy(), Fixed(unit))
+
+
+QUESTIONS = ["46", "47", "48"]
+
+
+def test_a_union_is_every_document_of_each_question_once_nearest_first() -> None:
+    index = of_three_topics()
+    for fetch_ks in ((5, 5, 5), (46, 1, 2), (3, 40, 46), (46, 46, 46)):
+        each = [
+            index.search(q, fetch_k=fetch_k) for q, fetch_k in zip(QUESTIONS, fetch_ks, strict=True)
+        ]
+        found = Candidates.union(iter(each))
+        wanted = {position for one in each for position in one.positions.tolist()}
+        scores = (index.embeddings.astype(float) @ found.query.astype(float).T).max(axis=1)
+        assert sorted(found.positions.tolist()) == sorted(wanted)
+        order = sorted(wanted, key=lambda i: (-round(scores[i], 12), i))
+        assert found.positions.tolist() == order
+        np.testing.assert_allclose(found.scores, scores[order], atol=1e-12)
+        assert found.documents == tuple(index.documents[i] for i in order)
+        np.testing.assert_array_equal(found.embeddings, index.embeddings[order])
+        np.testing.assert_array_equal(found.query, np.stack([one.query for one in each]))
+
+
+def test_a_union_of_everything_is_the_joint_search_for_everything() -> None:
+    index = of_three_topics()
+    joint = index.search(QUESTIONS, fetch_k=46)
+    united = Candidates.union(index.search_batch(QUESTIONS, fetch_k=46))
+    for name in ("query", "embeddings", "scores", "positions"):
+        np.testing.assert_array_equal(getattr(united, name), getattr(joint, name))
+    assert united.documents == joint.documents
+
+
+def test_no_question_is_starved_of_candidates() -> None:
+    """The first topic has forty documents that are nearer than any of the others."""
+    index = of_three_topics()
+    rows = index.embeddings.copy()
+    rows[40:] += 0.9 * np.eye(1, 8, 7, dtype=np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    index = Index(index.documents, rows, index.embedder)
+    assert index.search(QUESTIONS, fetch_k=30).positions.max() < 40
+    found = Candidates.union(index.search_batch(QUESTIONS, fetch_k=10))
+    assert set(range(40, 46)) <= set(found.positions.tolist())
+    worst = sift(found.query, found.embeddings, 3, combine="worst")
+    topics = found.positions[worst.indices]
+    assert sorted(np.digitize(topics, [40, 43]).tolist()) == [0, 1, 2]
+
+
+def test_candidates_of_one_or_several_questions_unite() -> None:
+    index = of_three_topics()
+    one, both = index.search("46", fetch_k=4), index.search(["47", "48"], fetch_k=6)
+    found = Candidates.union([one, both])
+    assert found.query.shape == (3, 8)
+    assert len(found.documents) == 10
+    alone = Candidates.union([one])
+    assert alone.query.shape == (1, 8)
+    assert alone.documents == one.documents
+    np.testing.assert_array_equal(alone.scores, one.scores)
+
+
+def test_what_cannot_be_united_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"There are no candidates to unite: give those of one"):
+        Candidates.union([])
+    index = of_three_topics()
+    one = index.search("46", fetch_k=4)
+    other = Index(
+        tuple(Document(d.text + "!") for d in index.documents),
+        index.embeddings,
+        Fixed(index.embedder.embed(["46"])),
+    ).search("0", fetch_k=4)
+    with pytest.raises(ValueError, match=r"Position \d+ is .* unite candidates of one index only"):
+        Candidates.union([one, other])
+    narrow = Index.build(TEXTS, Hashing()).search("pump", fetch_k=1)
+    far = Candidates(one.query, one.documents, one.embeddings, one.scores, one.positions + 50)
+    with pytest.raises(ValueError, match=r"have \[8, 32\] dimensions"):
+        Candidates.union([far, narrow])

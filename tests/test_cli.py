@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from sift_rag.cli import app
+from sift_rag.cli import SELECTORS, app
 
 FACTS = {
     "korgost.txt": "The Korgost pump stands in Oslo. The Korgost pump weighs 340 kg.",
@@ -75,7 +76,7 @@ def test_search_finds_and_does_not_repeat(index: Path) -> None:
     assert found[0]["uncertainty"] > found[1]["uncertainty"] > 0
 
 
-@pytest.mark.parametrize("select", ["sift", "nearest", "mmr"])
+@pytest.mark.parametrize("select", list(SELECTORS))
 def test_every_selector_takes_k(index: Path, select: str) -> None:
     found = data(call("search", index, "Oslo", "-k", 3, "--select", select, "--json"))
     assert len(found["selected"]) == 3
@@ -84,6 +85,61 @@ def test_every_selector_takes_k(index: Path, select: str) -> None:
 def test_search_prints_documents_as_text_not_as_markup(index: Path) -> None:
     result = call("search", index, "tin", "-k", 6)
     assert "[bold]Tin[/bold]" in result.stdout
+
+
+def test_search_says_what_is_left_in_per_cent(index: Path) -> None:
+    question = "Who inspects the Korgost pump?"
+    row = data(call("search", index, question, "-k", 1, "--json"))["selected"][0]
+    printed = call("search", index, question, "-k", 1).stdout
+    assert f"1  {row['gain']:.1%}  {row['uncertainty']:.1%}  The Korgost pump is" in printed
+
+
+def explained(index: Path, monkeypatch: pytest.MonkeyPatch, columns: int, *more: object) -> str:
+    monkeypatch.setattr("sift_rag.cli.out", Console(width=columns))
+    result = call("search", index, "Where does the Korgost pump stand?", "--explain", *more)
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.stdout.splitlines())) <= columns
+    return " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_explain_says_what_was_dropped_and_for_which_pick(
+    index: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    shown = explained(index, monkeypatch, columns, "-k", 3, "--select", "mmr")
+    assert shown.startswith("# relevance redundancy gain left 1 0.")
+    assert "Dropped, though among the 3 nearest: 2nd nearest, 0." in shown
+    assert "like pick 1" in shown
+    assert "korgost-copy.txt" in shown
+
+
+def test_explain_says_so_if_nothing_was_dropped(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = explained(index, monkeypatch, 60, "-k", 6)
+    assert shown.endswith("Nothing dropped: no other passage is nearer than these 6.")
+    assert "[bold]Tin[/bold]" in shown
+
+
+def test_explain_as_json_is_the_explanation_beside_the_rest(index: Path) -> None:
+    arguments = ("search", index, "Where does the Korgost pump stand?", "-k", 3, "--json")
+    found = data(call(*arguments, "--select", "mmr", "--explain"))
+    picks, dropped = found["explanation"]["picks"], found["explanation"]["dropped"]
+    assert [row["text"] for row in picks] == [row["text"] for row in found["selected"]]
+    assert [row["left"] for row in picks] == [row["uncertainty"] for row in found["selected"]]
+    assert {"relevance", "nearest", "redundancy", "like", "reason"} <= set(dropped[0])
+    assert "explanation" not in data(call(*arguments))
+
+
+def test_documents_cannot_control_the_terminal(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "bad.txt").write_text("The pump \x1b[2J\x9b1m\u202egreen.", encoding="utf-8")
+    assert call("index", texts, "--out", tmp_path / "i").exit_code == 0
+    for more in ([], ["--explain"]):
+        shown = call("search", tmp_path / "i", "pump", *more).stdout
+        assert "The pump [2J1mgreen." in shown
+        assert not set(shown) & set("\x1b\x9b\u202e")
 
 
 @pytest.mark.parametrize("use", ["closed-book", "stuff", "train", "both"])

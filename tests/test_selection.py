@@ -1,4 +1,4 @@
-"""Selection against its definition, its properties, its golden picks, and its peers' defects."""
+"""SIFT against its definition, its properties, its golden picks, and its peers' defects."""
 
 import json
 import pickle
@@ -13,94 +13,74 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from problems import (
+    FIXED,
+    KERNELS,
+    SELECTORS,
+    Floats,
+    left_each,
+    oracle,
+    problem,
+    squeezed,
+    unit,
+    widths,
+)
 
-from sift_rag.kernels import Kernel, linear, rbf
-from sift_rag.rivals import mmr, nearest
+from sift_rag import kernels
+from sift_rag.kernels import linear, rbf
+from sift_rag.problem import NOISE
+from sift_rag.rivals import dpp, mmr, nearest, uncertainty_sampling
 from sift_rag.selection import Selection, sift
 
 GOLDEN = Path(__file__).parent / "golden"
-Floats = NDArray[np.float64]
-SELECTORS = [sift, nearest, mmr]
+BY_QUERY: list[Callable[..., Selection]] = [
+    sift,
+    nearest,
+    mmr,
+    dpp,
+]  # whose first pick is the nearest
 seeds = st.integers(0, 2**32 - 1)
-
-
-def unit(rows: Floats) -> Floats:
-    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
-
-
-def gram(a: Floats, b: Floats, kernel: str) -> Floats:
-    cosines = a @ b.T
-    return np.asarray(cosines if kernel == "linear" else np.exp((cosines - 1) / 0.15))
-
-
-def problem(seed: int, *, n: int = 30, d: int = 12, m: int = 0) -> tuple[Floats, Floats]:
-    """A query (d,), or m of them, and candidates (n, d) with a common part, as embeddings have."""
-    rng = np.random.default_rng(seed)
-    common = 0.6 * rng.normal(size=d)
-    query = rng.normal(size=(m, d) if m else d) + common
-    return query, rng.normal(size=(n, d)) + common
-
-
-def oracle(
-    query: Floats, candidates: Floats, k: int, *, noise: float, kernel: str, distinct: bool
-) -> tuple[list[int], list[float]]:
-    """The definition, slowly: the joint covariance of queries and candidates, pick by pick."""
-    m, joint = len(query), unit(np.vstack([query, candidates]))
-    cov, order, gains = gram(joint, joint, kernel), list[int](), list[float]()
-    for _ in range(k):
-        gain = (cov[:m, m:] ** 2).sum(axis=0) / (cov.diagonal()[m:] + noise)
-        gain[order if distinct else []] = -1
-        i = int(gain.argmax())
-        order, gains = [*order, i], [*gains, float(gain[i])]
-        cov = cov - np.outer(cov[:, m + i], cov[m + i]) / (cov[m + i, m + i] + noise)
-    return order, gains
-
-
-def left_by_conditioning(query: Floats, picks: Floats, *, noise: float, kernel: str) -> float:
-    """Posterior variance of the queries, summed: the formula with an inverse in it."""
-    q, x = unit(np.atleast_2d(query)), unit(picks)
-    known = np.linalg.inv(gram(x, x, kernel) + noise * np.eye(len(x)))
-    return float(np.trace(gram(q, q, kernel) - gram(q, x, kernel) @ known @ gram(x, q, kernel)))
 
 
 # The definition
 
 
-@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("distinct", [True, False])
 @pytest.mark.parametrize("m", [1, 3])
 def test_sift_is_its_definition_on_random_problems(kernel: str, distinct: bool, m: int) -> None:
-    for seed in range(125):  # times 8 = 1,000 problems
+    for seed in range(125):  # times 12 = 1,500 problems
         rng = np.random.default_rng(seed)
         n, d, k = (int(rng.integers(*span)) for span in ((1, 40), (2, 24), (1, 12)))
         noise = float(10.0 ** rng.uniform(-3, 1))
         query, candidates = problem(seed, n=n, d=d, m=m)
         k = min(k, n) if distinct else k
         order, gains = oracle(query, candidates, k, noise=noise, kernel=kernel, distinct=distinct)
-        options: dict[str, Any] = {"noise": noise, "kernel": kernel, "distinct": distinct}
+        options: dict[str, Any] = {"noise": noise, "distinct": distinct, "kernel": KERNELS[kernel]}
         found = sift(query if m > 1 else query[0], candidates, k, **options)
         # Orders may part only at a tie: below the rounding of both, gains are the same number.
         np.testing.assert_allclose(found.gains, gains, rtol=1e-9, atol=1e-12, err_msg=str(seed))
         sure = np.array(gains) > 1e-12
         assert found.indices[sure].tolist() == np.array(order)[sure].tolist(), seed
-        left = left_by_conditioning(query, candidates[found.indices], noise=noise, kernel=kernel)
-        assert found.uncertainty[-1] == pytest.approx(left, abs=1e-12)
+        left = left_each(query, candidates, order, noise=noise, kernel=kernel)
+        # By default, 1 is what all candidates tell if taken once: repeats may tell more.
+        least = 0.0 if kernel == "default" and not distinct else -np.inf
+        assert found.uncertainty[-1] == pytest.approx(max(left.sum(), least), abs=1e-11)
         assert found.initial_uncertainty == pytest.approx(m)
 
 
-@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("select", SELECTORS)
 def test_a_curve_is_the_conditioning_on_its_own_picks(
     select: Callable[..., Selection], kernel: str
 ) -> None:
     """All selectors are measured on one scale, whichever way their numbers were computed."""
     query, candidates = problem(3, m=2)
-    found = select(query, candidates, 9, kernel=kernel)
+    found = select(query, candidates, 9, kernel=KERNELS[kernel], noise=0.01)
     for t in range(1, 10):
-        picks = candidates[found.indices[:t]]
-        left = left_by_conditioning(query, picks, noise=0.01, kernel=kernel)
-        assert found.uncertainty[t - 1] == pytest.approx(left, abs=1e-12)
+        picks = found.indices[:t].tolist()
+        left = left_each(query, candidates, picks, noise=0.01, kernel=kernel)
+        assert found.uncertainty[t - 1] == pytest.approx(left.sum(), abs=1e-12)
     before = np.append(found.initial_uncertainty, found.uncertainty[:-1])
     np.testing.assert_allclose(found.gains, before - found.uncertainty, atol=1e-12)
 
@@ -111,22 +91,26 @@ def test_sift_uses_a_kernel_that_is_a_function() -> None:
 
     query, candidates = problem(4, n=150)  # more than one block of variances
     q, x = unit(query)[None], unit(candidates)
-    found = sift(query, candidates, 1, kernel=cubic)
+    found = sift(query, candidates, 1, kernel=cubic, noise=0.01)
     gains = cubic(q, x)[0] ** 2 / (cubic(x, x).diagonal() + 0.01)
     assert found.indices.tolist() == [gains.argmax()]
     assert found.gains[0] == pytest.approx(gains.max(), rel=1e-12)
     same = sift(query, candidates, 20, kernel=lambda a, b: rbf(0.15)(a, b))
-    assert same.indices.tolist() == sift(query, candidates, 20).indices.tolist()
+    fixed = sift(query, candidates, 20, kernel=rbf(0.15))
+    assert same.indices.tolist() == fixed.indices.tolist()
+    np.testing.assert_allclose(same.gains, fixed.gains, rtol=1e-9)
 
 
 def test_defaults_are_the_retriever_and_the_paper_is_an_argument_away() -> None:
     query, candidates = problem(5)
-    assert sift(query, candidates, 8) == sift(
-        query, candidates, 8, kernel=rbf(0.15), noise=0.01, distinct=True
-    )
-    paper = sift(query, candidates, 8, kernel="linear")
+    own = rbf(*widths(unit(candidates) @ unit(query)))
+    default = sift(query, candidates, 8)
+    named = sift(query, candidates, 8, kernel=own, noise=NOISE, distinct=True, combine="sum")
+    assert default.indices.tolist() == named.indices.tolist()
+    np.testing.assert_allclose(default.gains, named.gains, rtol=1e-9)
+    paper = sift(query, candidates, 8, kernel="linear", noise=0.01)
     assert paper == sift(query, candidates, 8, kernel=linear, noise=0.01)
-    assert paper != sift(query, candidates, 8)
+    assert paper != default
 
 
 def test_golden_picks() -> None:
@@ -144,11 +128,12 @@ def test_golden_picks() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seeds, st.sampled_from(["linear", "rbf"]), st.integers(1, 3), st.booleans())
+@given(seeds, st.sampled_from([*KERNELS]), st.integers(1, 3), st.booleans())
 def test_order_rotation_and_scale_of_the_input_change_nothing(
-    seed: int, kernel: Kernel, m: int, distinct: bool
+    seed: int, name: str, m: int, distinct: bool
 ) -> None:
     query, candidates = problem(seed, m=m)
+    kernel = KERNELS[name]
     rng = np.random.default_rng(seed)
     first = sift(query, candidates, 10, kernel=kernel, distinct=distinct)
 
@@ -168,26 +153,26 @@ def test_order_rotation_and_scale_of_the_input_change_nothing(
 @given(
     seeds,
     st.sampled_from(SELECTORS),
-    st.sampled_from(["linear", "rbf"]),
+    st.sampled_from([*KERNELS]),
     st.booleans(),
     st.floats(1e-9, 1e3),
 )
 def test_uncertainty_never_rises_and_never_falls_below_zero(
-    seed: int, select: Callable[..., Selection], kernel: Kernel, distinct: bool, noise: float
+    seed: int, select: Callable[..., Selection], name: str, distinct: bool, noise: float
 ) -> None:
     query, candidates = problem(seed, d=5)  # rank 5: little is left after a few picks
-    found = select(query, candidates, 30, kernel=kernel, distinct=distinct, noise=noise)
+    options: dict[str, Any] = {"kernel": KERNELS[name], "distinct": distinct, "noise": noise}
+    found = select(query, candidates, 30, **options)
     curve = np.append(found.initial_uncertainty, found.uncertainty)
     assert (np.diff(curve) <= 0).all()
     assert curve.min() >= 0
     assert (found.gains >= 0).all()
 
 
-@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("name", FIXED)
 @pytest.mark.parametrize(("dtype", "noise"), [(np.float32, 1e-4), (np.float64, 1e-12)])
-def test_rounding_is_harmless_at_the_least_noise(
-    kernel: Kernel, dtype: type[Any], noise: float
-) -> None:
+def test_rounding_is_harmless_at_the_least_noise(name: str, dtype: type[Any], noise: float) -> None:
+    kernel = KERNELS[name]
     for seed in range(10):
         query, candidates = problem(seed, n=300, d=8)
         copies = np.vstack([candidates] * 2).astype(dtype)
@@ -203,16 +188,17 @@ def test_the_first_pick_is_the_nearest(seed: int) -> None:
     query, candidates = problem(seed)
     cosines = unit(candidates) @ unit(query)
     assert sift(query, candidates, 1, kernel="linear").indices[0] == abs(cosines).argmax()
-    for select in SELECTORS:
+    for select in BY_QUERY:
         assert select(query, candidates, 1).indices[0] == cosines.argmax()
 
 
 @settings(max_examples=60, deadline=None)
-@given(seeds, st.sampled_from(["linear", "rbf"]))
-def test_large_noise_leaves_only_nearness(seed: int, kernel: Kernel) -> None:
+@given(seeds, st.sampled_from([*KERNELS]))
+def test_large_noise_leaves_only_nearness(seed: int, name: str) -> None:
     query, candidates = problem(seed)
+    kernel = KERNELS[name]
     cosines = unit(candidates) @ unit(query)
-    ranking = np.argsort(-(abs(cosines) if kernel == "linear" else cosines))
+    ranking = np.argsort(-(abs(cosines) if name == "linear" else cosines))
     found = sift(query, candidates, 8, kernel=kernel, noise=1e9)
     assert found.indices.tolist() == ranking[:8].tolist()
     repeated = sift(query, candidates, 8, kernel=kernel, noise=1e9, distinct=False)
@@ -220,16 +206,19 @@ def test_large_noise_leaves_only_nearness(seed: int, kernel: Kernel) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seeds, st.sampled_from(["linear", "rbf"]), st.integers(0, 29))
-def test_a_copy_of_a_candidate_changes_no_uncertainty(seed: int, kernel: Kernel, i: int) -> None:
+@given(seeds, st.sampled_from(FIXED), st.integers(0, 29))
+def test_a_copy_of_a_candidate_changes_no_uncertainty(seed: int, name: str, i: int) -> None:
     query, candidates = problem(seed)
+    kernel = KERNELS[name]
     alone = sift(query, candidates, 10, kernel=kernel, distinct=False)
     more = np.vstack([candidates, candidates[i]])
     with_copy = sift(query, more, 10, kernel=kernel, distinct=False)
     np.testing.assert_allclose(with_copy.uncertainty, alone.uncertainty, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+# Fixed examples: where two scores differ by less than float32 can tell, the lower index is taken,
+# and so about 2 in 1,500 problems do differ for mmr.
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(seeds, st.sampled_from(SELECTORS))
 def test_float32_picks_as_float64_does(seed: int, select: Callable[..., Selection]) -> None:
     query, candidates = problem(seed, n=60, d=48)
@@ -242,7 +231,11 @@ def test_float32_picks_as_float64_does(seed: int, select: Callable[..., Selectio
 
 
 @settings(max_examples=40, deadline=None)
-@given(seeds, st.sampled_from(SELECTORS), st.sampled_from([np.float32, np.float64]))
+@given(
+    seeds,
+    st.sampled_from([*BY_QUERY, uncertainty_sampling]),
+    st.sampled_from([np.float32, np.float64]),
+)
 def test_ties_go_to_the_lowest_index(
     seed: int, select: Callable[..., Selection], dtype: type[Any]
 ) -> None:
@@ -269,45 +262,20 @@ def test_one_query_is_several_queries_of_one() -> None:
     query, candidates = problem(6)
     assert sift(query, candidates, 5) == sift(query[None], candidates, 5)
     twice = sift(np.stack([query, query]), candidates, 5)
+    assert sift(query, candidates, 5, combine="worst") == sift(query, candidates, 5)
     assert twice.indices.tolist() == sift(query, candidates, 5).indices.tolist()
     assert twice.initial_uncertainty == 2.0
-
-
-# The baselines
-
-
-def test_nearest_ranks_by_cosine() -> None:
-    query, candidates = problem(7)
-    cosines = unit(candidates) @ unit(query)
-    found = nearest(query, candidates, 30)
-    assert found.indices.tolist() == np.argsort(-cosines).tolist()
-    several, candidates = problem(7, m=3)
-    mean = (unit(candidates) @ unit(several).T).mean(axis=1)
-    assert nearest(several, candidates, 5).indices.tolist() == np.argsort(-mean)[:5].tolist()
-
-
-@pytest.mark.parametrize("lambda_mult", [0.0, 0.3, 0.5, 0.8, 1.0])
-def test_mmr_is_its_definition(lambda_mult: float) -> None:
-    for seed in range(20):
-        query, candidates = problem(seed)
-        x = unit(candidates)
-        relevance = x @ unit(query)
-        order = [int(relevance.argmax())]
-        while len(order) < 12:
-            rest = [i for i in range(30) if i not in order]
-            score = {
-                i: lambda_mult * relevance[i] - (1 - lambda_mult) * max(x[order] @ x[i])
-                for i in rest
-            }
-            order.append(max(rest, key=lambda i: score[i]))
-        assert mmr(query, candidates, 12, lambda_mult=lambda_mult).indices.tolist() == order
 
 
 def test_sift_leaves_less_uncertainty_than_the_baselines() -> None:
     query, few = problem(8, n=10)
     candidates = np.repeat(few, 4, axis=0) + 0.05 * np.random.default_rng(8).normal(size=(40, 12))
-    left = {s.__name__: s(query, candidates, 6, kernel="linear").uncertainty for s in SELECTORS}
-    assert left["sift"][-1] < min(left["nearest"][-1], left["mmr"][-1])
+    for kernel in ("linear", "rbf"):
+        left = {
+            s.__name__: s(query, candidates, 6, kernel=kernel, noise=0.01).uncertainty[-1]
+            for s in SELECTORS
+        }
+        assert left.pop("sift") < min(left.values())
 
 
 # The result
@@ -330,7 +298,6 @@ def test_a_selection_is_a_plain_value(select: Callable[..., Selection]) -> None:
             value.indices[0] = 1
     with pytest.raises(FrozenInstanceError):
         found.gains = found.gains  # type: ignore[misc]
-    assert pickle.loads(pickle.dumps(rbf(0.2))) == rbf(0.2)
 
 
 # What the peers get wrong
@@ -369,157 +336,121 @@ def test_more_than_a_thousand_candidates_are_not_a_tournament() -> None:
     assert sift(query, candidates, 20) == sift(query, candidates, 20)
 
 
-def test_mmr_keeps_away_from_every_pick() -> None:
-    """llama-index penalises only the last pick, and comes back to the copies of the first."""
-    query = np.array([1.0, 0.2, 0.2])
-    candidates = np.array([[1, 0, 0], [1, 0.01, 0], [0.2, 1, 0], [0.2, 0, 1.0]])
-    assert mmr(query, candidates, 3, lambda_mult=0.5).indices.tolist()[0] in (0, 1)
-    assert set(mmr(query, candidates, 3, lambda_mult=0.3).indices.tolist()) >= {2, 3}
+# The default kernel
 
 
-@pytest.mark.parametrize("select", SELECTORS)
-def test_input_is_left_as_it_was(select: Callable[..., Selection]) -> None:
-    query, candidates = problem(12)
-    for q, x in [(query, candidates), (unit(query), unit(candidates))]:
-        copies = q.copy(), x.copy()
-        q.flags.writeable = x.flags.writeable = False
-        select(q, x, 5)
-        assert np.array_equal(q, copies[0])
-        assert np.array_equal(x, copies[1])
+def test_the_default_leaves_nothing_once_all_candidates_are_taken() -> None:
+    """So a gain is a share of what the candidates can tell, whatever the embedder."""
+    for seed in range(10):
+        query, candidates = problem(seed, m=3, n=40)
+        found = sift(query, candidates, 40)
+        assert found.initial_uncertainty == 3.0
+        assert found.uncertainty[-1] == pytest.approx(0.0, abs=1e-9)
+        assert found.uncertainty[0] > 0.1
 
 
-def test_any_array_of_numbers_will_do() -> None:
-    query, candidates = problem(13)
-    expected = sift(query, candidates, 5).indices.tolist()
-    strided = np.repeat(candidates, 2, axis=1)[:, ::2]
-    for x in (candidates.tolist(), np.asfortranarray(candidates), strided):
-        assert sift(query.tolist(), x, 5).indices.tolist() == expected
-    whole = np.rint(candidates * 100).astype(np.int32)
-    expected = sift(query, whole.astype(float), 5).indices.tolist()
-    assert sift(query, whole, 5).indices.tolist() == expected
-    half = sift(query.astype(np.float16), candidates.astype(np.float16), 5)
-    assert len(set(half.indices.tolist())) == 5
+def test_the_default_scales_by_the_nearest_of_many_candidates() -> None:
+    query, candidates = problem(17, n=200, m=2)
+    order, gains = oracle(query, candidates, 8, noise=0.1, kernel="default", distinct=True)
+    found = sift(query, candidates, 8, noise=0.1)
+    assert found.indices.tolist() == order
+    np.testing.assert_allclose(found.gains, gains, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "size"), [(np.float32, 1e30), (np.float32, 1e-30), (float, 1e300)]
-)
-def test_lengths_far_from_one_do_no_harm(dtype: type[Any], size: float) -> None:
-    query, candidates = problem(14)
-    far = (candidates * size).astype(dtype)
-    found = sift(query.astype(dtype), far, 5)
-    assert found.indices.tolist() == sift(query, candidates, 5).indices.tolist()
-
-
-@pytest.mark.parametrize("noise", [1e-12, 1e-5, 1e-4])
-def test_small_noise_is_exact_for_float32_too(noise: float) -> None:
-    query, candidates = problem(15, n=20, d=30)
-    x = np.vstack([candidates, candidates]).astype(np.float32)
-    found = sift(query.astype(np.float32), x, 15, noise=noise)
-    exact = sift(query.astype(np.float32), x.astype(np.float64), 15, noise=noise)
-    assert found.indices.tolist() == exact.indices.tolist()
-    assert len(set(found.indices % 20)) == 15  # copies last
-
-
-# Bad input
-
-Q, X = problem(0, n=5, d=4)
-
-
-def holed(value: float) -> Floats:
-    rows = X.copy()
-    rows[3, 1] = value
-    return rows
-
-
-@pytest.mark.parametrize(
-    ("query", "candidates", "message"),
-    [
-        (Q, [], r"candidates has shape \(0,\); it must be \(rows, d\)"),
-        (Q, np.empty((0, 4)), r"candidates is empty, shape \(0, 4\)"),
-        (Q, np.empty((5, 0)), r"candidates is empty, shape \(5, 0\)"),
-        (np.empty((0, 4)), X, r"query is empty, shape \(0, 4\)"),
-        (Q, holed(np.nan), r"candidates has NaN or infinity in 1 of 5 vectors, first in row 3"),
-        (Q, holed(np.inf), r"candidates has NaN or infinity in 1 of 5 vectors, first in row 3"),
-        (Q * np.nan, X, r"query has NaN or infinity in 1 of 1 vectors, first in row 0"),
-        (Q, X * [[1], [1], [0], [0], [1]], r"2 of 5 vectors all zeros, first row 2.*leave it out"),
-        (Q * 0, X, r"query has 1 of 1 vectors all zeros"),
-        (Q[:3], X, r"query has 3 dimensions and candidates have 4.*by the same embedder\?"),
-        (np.stack([X, X]), X, r"query has shape \(2, 5, 4\); it must be \(d,\) or \(rows, d\)"),
-        (1.0, X, r"query has shape \(\)"),
-        (Q, X[0], r"candidates has shape \(4,\); it must be \(rows, d\), a vector a row"),
-        (Q, [[1.0, 2.0], [1.0]], r"candidates is ragged"),
-    ],
-)
-@pytest.mark.parametrize("select", SELECTORS)
-def test_bad_vectors_are_named(
-    select: Callable[..., Selection], query: Any, candidates: Any, message: str
+@settings(max_examples=60, deadline=None)
+@given(seeds, st.floats(0, 0.9), st.integers(1, 3))
+def test_squeezing_all_cosines_towards_one_changes_no_pick_of_the_default(
+    seed: int, share: float, m: int
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        select(query, candidates, 2)
+    """Once the cosines use less than the usual range: unrelated texts at 0.7 by some embedders."""
+    query, candidates = squeezed(*problem(seed, m=m), 0.7)
+    assert np.median(unit(candidates) @ unit(query).T) > 1 - kernels._USUAL
+    tighter = squeezed(query, candidates, share)
+    found, same = sift(query, candidates, 10), sift(*tighter, 10)
+    assert same.indices.tolist() == found.indices.tolist()
+    np.testing.assert_allclose(same.gains, found.gains, rtol=1e-6, atol=1e-9)
+    assert sift(*squeezed(query, candidates, 0.9), 10, kernel=rbf(0.15)) != sift(
+        query, candidates, 10, kernel=rbf(0.15)
+    )
 
 
-@pytest.mark.parametrize("values", [["a", "b"], [[True, False]], [[1j, 2j]], [[None, 1.0]]])
-@pytest.mark.parametrize("select", SELECTORS)
-def test_vectors_that_are_no_numbers_are_refused(
-    select: Callable[..., Selection], values: Any
+def test_each_query_counts_the_same_by_default() -> None:
+    """Also one that is far from all candidates, beside which the others' kernel is narrow."""
+    query, candidates = problem(18)
+    queries = np.stack([query, candidates[0], -query])
+    found = sift(queries, candidates, 30)
+    assert found.initial_uncertainty == 3.0
+    assert found.uncertainty[-1] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("noise", [1e-12, 1e-4, NOISE])
+@pytest.mark.parametrize("kernel", ["rbf", rbf(1e-5), rbf(1e-5, 2e-5), rbf(1e-3), "linear"])
+def test_narrow_kernels_and_many_copies_never_end_in_nan_or_an_error(
+    dtype: type[Any], noise: float, kernel: Any
 ) -> None:
-    with pytest.raises(TypeError, match=r"candidates has dtype .*; it must hold numbers"):
-        select(Q, values, 2)
+    """A width tau multiplies the rounding of cosines by 1 / tau; far queries underflow."""
+    rng = np.random.default_rng(19)
+    one = rng.normal(size=16)
+    queries = np.stack([one, rng.normal(size=16), -one])
+    for spread in (0.0, 1e-5, 1e-3, 1e-1):
+        candidates = (one + spread * rng.normal(size=(150, 16))).astype(dtype)
+        for select in SELECTORS:
+            found = select(queries.astype(dtype), candidates, 150, kernel=kernel, noise=noise)
+            assert np.isfinite(found.gains).all()
+            assert (found.gains >= 0).all()
+            assert found.uncertainty.min() >= 0
+            assert sorted(found.indices.tolist()) == [*range(150)]
 
 
-@pytest.mark.parametrize("select", SELECTORS)
-def test_bad_settings_are_refused(select: Callable[..., Selection]) -> None:
-    for k in (0, -1):
-        with pytest.raises(ValueError, match=f"k is {k}; it must be 1 or more"):
-            select(Q, X, k)
-    for wrong in (2.0, True, np.True_, "2", None):
-        with pytest.raises(TypeError, match=r"k is .*; it must be a whole number"):
-            select(Q, X, wrong)
-    assert len(select(Q, X, np.int32(2))) == 2
-    for noise in (0, -0.1, np.inf, np.nan):
-        with pytest.raises(ValueError, match=r"noise is .*; it must be a finite number above 0"):
-            select(Q, X, 2, noise=noise)
-    with pytest.raises(ValueError, match=r"noise is 1e-13; it must be 1e-12 or more"):
-        select(Q, X, 2, noise=1e-13)
-    for bad in ("0.1", None, True):
-        with pytest.raises(TypeError, match=r"noise is .*; it must be a number above 0"):
-            select(Q, X, 2, noise=bad)
-    with pytest.raises(ValueError, match=r"kernel is 'cosine'; it must be 'linear', 'rbf'"):
-        select(Q, X, 2, kernel="cosine")
-    with pytest.raises(ValueError, match=r"kernel is 3; it must be 'linear', 'rbf'"):
-        select(Q, X, 2, kernel=3)
-    too_many: list[Any] = [Q, X, 2, 0.01]
-    with pytest.raises(TypeError, match="positional"):
-        select(*too_many)
+# Several queries
 
 
-@pytest.mark.parametrize("select", SELECTORS)
-def test_faulty_kernels_are_refused(select: Callable[..., Selection]) -> None:
-    with pytest.raises(ValueError, match=r"gave shape \(\d,\) .* it must give \(\d, \d\)"):
-        select(Q, X, 2, kernel=lambda a, b: (a @ b.T)[0])
-    with pytest.raises(ValueError, match=r"kernel .* gave NaN or infinity"):
-        select(Q, X, 2, kernel=lambda a, b: np.full((len(a), len(b)), np.nan))
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("combine", ["sum", "worst"])
+def test_several_queries_are_combined_by_definition(kernel: str, combine: Any) -> None:
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        query, candidates = problem(seed, m=int(rng.integers(1, 6)))
+        noise, distinct = float(10.0 ** rng.uniform(-2, 0)), bool(seed % 2)
+        order, gains = oracle(
+            query, candidates, 7, noise=noise, kernel=kernel, distinct=distinct, combine=combine
+        )
+        options: dict[str, Any] = {"noise": noise, "distinct": distinct, "combine": combine}
+        found = sift(query, candidates, 7, kernel=KERNELS[kernel], **options)
+        assert found.indices.tolist() == order, seed
+        np.testing.assert_allclose(found.gains, gains, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("select", SELECTORS)
-def test_a_kernel_that_is_no_covariance_is_refused(select: Callable[..., Selection]) -> None:
-    with pytest.raises(ValueError, match="is not positive definite"):
-        select(Q, X, 3, kernel=lambda a, b: -(a @ b.T))
-    with pytest.raises(ValueError, match="is not positive definite"):
-        select(Q, X, 5, kernel=lambda a, b: 1 - 3 * (1 - a @ b.T) ** 2)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_worst_serves_the_question_that_the_sum_leaves_behind(kernel: str) -> None:
+    """Nine rewrites of one question outvote the other; the worst case does not count votes."""
+    rng = np.random.default_rng(20)
+    centres = np.linalg.qr(rng.normal(size=(16, 16)))[0]
+    queries = np.stack([centres[0] + 0.03 * rng.normal(size=16) for _ in range(9)] + [centres[1]])
+    candidates = np.concatenate([c + 0.05 * rng.normal(size=(5, 16)) for c in centres[:2]])
+    most = {
+        combine: left_each(
+            queries,
+            candidates,
+            sift(
+                queries, candidates, 2, kernel=KERNELS[kernel], noise=0.5, combine=combine
+            ).indices.tolist(),
+            noise=0.5,
+            kernel=kernel,
+        ).max()
+        for combine in ("sum", "worst")
+    }
+    assert most["worst"] < most["sum"] - 0.1
 
 
-@pytest.mark.parametrize("tau", [0, -1, np.nan, np.inf])
-def test_bad_tau_is_refused(tau: float) -> None:
-    with pytest.raises(ValueError, match=r"tau is .*; it must be a finite number above 0"):
-        rbf(tau)
-
-
-@pytest.mark.parametrize("lambda_mult", [-0.1, 1.1, np.nan])
-def test_bad_lambda_mult_is_refused(lambda_mult: float) -> None:
-    with pytest.raises(ValueError, match=r"lambda_mult is .*; it must be between 0 and 1"):
-        mmr(Q, X, 2, lambda_mult=lambda_mult)
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.sampled_from([*KERNELS]), st.booleans())
+def test_one_query_is_its_own_worst_case(seed: int, name: str, distinct: bool) -> None:
+    query, candidates = problem(seed)
+    options: dict[str, Any] = {"kernel": KERNELS[name], "distinct": distinct}
+    first = sift(query, candidates, 9, **options)
+    assert sift(query, candidates, 9, **options, combine="worst") == first
 
 
 # The reference library
@@ -536,5 +467,5 @@ def test_picks_are_those_of_activeft(d: int) -> None:
     q, x = torch.tensor(query[None]), torch.tensor(candidates)
     exact = vtl(target=q, num_workers=0, noise_std=0.1)
     picks, _ = activeft.ActiveDataLoader(x, batch_size=50, acquisition_function=exact).next()
-    found = sift(query, candidates, 50, kernel="linear", distinct=False)
+    found = sift(query, candidates, 50, kernel="linear", noise=0.01, distinct=False)
     assert found.indices.tolist() == list(picks)

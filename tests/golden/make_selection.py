@@ -14,18 +14,27 @@ from typing import Any
 import numpy as np
 
 from sift_rag.kernels import rbf
-from sift_rag.rivals import mmr, nearest
+from sift_rag.rivals import dpp, mmr, nearest, uncertainty_sampling
 from sift_rag.selection import Selection, sift
 
 PATH = Path(__file__).with_name("selection.json")
 CALLS: dict[str, tuple[Callable[..., Selection], dict[str, Any]]] = {
     "sift": (sift, {}),
-    "sift, the paper's": (sift, {"kernel": "linear", "distinct": False}),
+    "sift, rbf(0.15)": (sift, {"kernel": rbf(0.15), "noise": 0.01}),
+    "sift, the paper's": (sift, {"kernel": "linear", "noise": 0.01, "distinct": False}),
     "sift, linear, distinct": (sift, {"kernel": "linear", "noise": 0.1}),
-    "sift, wide rbf": (sift, {"kernel": rbf(0.5)}),
-    "nearest": (nearest, {}),
-    "mmr": (mmr, {}),
-    "mmr 0.8": (mmr, {"lambda_mult": 0.8}),
+    "sift, wide rbf": (sift, {"kernel": rbf(0.5), "noise": 0.01}),
+    "sift, worst": (sift, {"kernel": rbf(0.15), "noise": 0.01, "combine": "worst"}),
+    "sift, budget": (
+        sift,
+        {"kernel": rbf(0.15), "noise": 0.01, "costs": [*range(3, 27)], "budget": 60},
+    ),
+    "nearest": (nearest, {"kernel": rbf(0.15), "noise": 0.01}),
+    "mmr": (mmr, {"kernel": rbf(0.15), "noise": 0.01}),
+    "mmr 0.8": (mmr, {"kernel": rbf(0.15), "noise": 0.01, "lambda_mult": 0.8}),
+    "dpp": (dpp, {"kernel": rbf(0.15), "noise": 0.01}),
+    "dpp 2": (dpp, {"kernel": rbf(0.15), "noise": 0.01, "relevance_weight": 2.0}),
+    "uncertainty_sampling": (uncertainty_sampling, {"kernel": rbf(0.15), "noise": 0.01}),
 }
 
 
