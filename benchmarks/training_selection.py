@@ -265,7 +265,8 @@ def level_table(level: str, found: list[Task], bits: Bits) -> Iterator[str]:
         share = float((ends[name] < ends[DEFAULT]).mean())
         relative = difference(ends[name] / before, ends[DEFAULT] / before)
         yield (
-            f"\n{name}, to the default after {STEPS}: {difference(ends[name], ends[DEFAULT])} bits, "
+            f"\n{name}, to the default after {STEPS}: "
+            f"{difference(ends[name], ends[DEFAULT])} bits, "
             f"{relative} of each text's own bits before; better for {share:.0%} of the texts."
         )
     yield ""

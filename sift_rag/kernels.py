@@ -56,6 +56,7 @@ class Checked:
     function: KernelFunction
 
     def __call__(self, a: NDArray[Any], b: NDArray[Any]) -> Floats:
+        """Between any rows, (a, b)."""
         result = np.array(self.function(a, b), dtype=np.float64)  # a copy: it is written to
         if result.shape != (len(a), len(b)):
             raise ValueError(

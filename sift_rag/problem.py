@@ -73,6 +73,7 @@ class Problem:
 
     @property
     def tie(self) -> float:
+        """Scores this close are equal."""
         return TIE[self.rows.dtype]
 
     def relevance(self) -> Floats:
@@ -117,6 +118,7 @@ class Problem:
         return np.concatenate([removable(self.kernel(x, x), one, self.noise) for one, x in near])
 
     def indefinite(self) -> ValueError:
+        """The error for a kernel that gave a variance below zero."""
         return ValueError(
             f"kernel {self.kernel!r} with noise {self.noise} is not positive definite on these "
             "candidates; use a kernel that is a covariance, or more noise"
@@ -140,6 +142,7 @@ class Room:
             self.closed[self._costs > self._left] = np.inf
 
     def take(self, i: int) -> None:
+        """Close what this pick rules out."""
         if self._distinct:
             self.closed[i] = np.inf
         if self._costs is not None:
