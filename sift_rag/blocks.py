@@ -78,7 +78,7 @@ def sift_corpus(
         combine: As in `sift`.
         device: None for NumPy, or a device of torch: "cpu", "cuda", ... On one that is not the CPU,
             the vectors are copied into its memory, once a call; it must have float64.
-        block: Rows read at a time; 8,192 by default. It changes no pick.
+        block: Rows read at a time; 512 by default, 262,144 on a device. It changes no pick.
         keep: How many of the nearest rows `context` holds, beside the picks.
 
     Returns:

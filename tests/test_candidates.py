@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from sift_rag.candidates import Candidates, Index, IndexFormatError
 from sift_rag.documents import Document, read_folder, split
 from sift_rag.embeddings import Kind, embedder_name, minilm
+from sift_rag.kernels import Kernel, calibrated, rbf
 from sift_rag.selection import sift
 
 DATA = Path(os.environ.get("SIFT_RAG_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -799,3 +800,94 @@ def test_what_cannot_be_united_is_refused() -> None:
     far = Candidates(one.query, one.documents, one.embeddings, one.scores, one.positions + 50)
     with pytest.raises(ValueError, match=r"have \[8, 32\] dimensions"):
         Candidates.union([far, narrow])
+
+
+# --- selecting from all documents, or from the nearest -----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many() -> Index:
+    rows = np.random.default_rng(2).normal(size=(400, 24)) + 0.4
+    rows[200:] = rows[:200] + 0.4 * rows[100:300]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    documents = tuple(Document(str(i)) for i in range(400))
+    unit = rows.astype(np.float32)
+    return Index(documents, unit, Fixed(unit.copy()))
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("kernel", ["linear", rbf(0.1)])
+def test_select_is_sift_on_all_documents(many: Index, kernel: Kernel, device: str | None) -> None:
+    found = many.select("7", 9, kernel=kernel, noise=0.03, device=device)
+    expected = sift(many.embeddings[7], many.embeddings, 9, kernel=kernel, noise=0.03)
+    assert found.indices.tolist() == expected.indices.tolist()
+    np.testing.assert_allclose(found.gains, expected.gains, rtol=1e-4)
+    assert found.indices[0] == 7
+
+
+def test_select_from_the_nearest_is_sift_on_what_search_finds(many: Index) -> None:
+    for options in ({}, {"kernel": "linear", "distinct": False}, {"noise": 1.0}):
+        candidates = many.search("7", fetch_k=60)
+        found = many.select("7", 9, 60, **options)
+        inner = sift(candidates.query, candidates.embeddings, 9, **options)
+        assert found.indices.tolist() == candidates.positions[inner.indices].tolist()
+        np.testing.assert_array_equal(found.gains, inner.gains)
+        np.testing.assert_array_equal(found.context.positions, candidates.positions)
+        np.testing.assert_array_equal(found.context.rows, candidates.embeddings)
+    everything = many.select("7", 9, 5000, kernel="linear")  # at most n
+    assert everything.indices.tolist() == many.select("7", 9, kernel="linear").indices.tolist()
+
+
+def test_the_default_from_all_is_calibrated_as_if_the_nearest_had_been_fetched(many: Index) -> None:
+    near = many.search("7", fetch_k=100)
+    kernel = calibrated(near.query[None], near.embeddings)
+    expected = sift(near.query, many.embeddings, 9, kernel=kernel)
+    assert many.select("7", 9).indices.tolist() == expected.indices.tolist()
+
+
+@pytest.mark.parametrize("fetch_k", [None, 50])
+def test_questions_and_their_vectors_select_alike(many: Index, fetch_k: int | None) -> None:
+    one = many.select("7", 6, fetch_k)
+    vector = many.embeddings[7]
+    for query in (["7"], vector, 30.0 * vector.astype(float), vector.tolist(), vector[None]):
+        assert many.select(query, 6, fetch_k).indices.tolist() == one.indices.tolist()
+    both = many.select(["7", "12"], 6, fetch_k, combine="worst")
+    vectors = many.select(many.embeddings[[7, 12]] * [[2], [9]], 6, fetch_k, combine="worst")
+    assert both.indices.tolist() == vectors.indices.tolist()
+    assert {7, 12} <= set(both.indices.tolist())
+    assert both.context.queries.shape == (2, 24)
+
+
+def test_costs_are_by_position_in_the_index(many: Index) -> None:
+    costs = np.arange(1.0, 401.0)
+    found = many.select("390", fetch_k=80, costs=costs, budget=300)
+    candidates = many.search("390", fetch_k=80)
+    inner = sift(
+        candidates.query, candidates.embeddings, costs=costs[candidates.positions], budget=300
+    )
+    assert found.indices.tolist() == candidates.positions[inner.indices].tolist()
+    assert 0 < costs[found.indices].sum() <= 300
+    with pytest.raises(ValueError, match=r"costs has shape \(80,\), wanted \(400,\): one for each"):
+        many.select("390", fetch_k=80, costs=costs[:80], budget=300)
+    for options in ({"costs": costs, "budget": 300}, {"budget": 300}, {"costs": costs}):
+        with pytest.raises(ValueError, match="costs and a budget need fetch_k"):
+            many.select("390", 5, **options)
+
+
+def test_what_cannot_be_selected_is_refused(many: Index) -> None:
+    for fetch_k in (None, 50):
+        for query in ("", " ", [], ["7", ""]):
+            with pytest.raises(ValueError, match="The question is empty"):
+                many.select(query, 3, fetch_k)
+        with pytest.raises(ValueError, match="query has 3 dimensions and candidates have 24"):
+            many.select([1.0, 2.0, 3.0], 3, fetch_k)
+        with pytest.raises(ValueError, match="k is 0; it must be 1 or more"):
+            many.select("7", 0, fetch_k)
+        with pytest.raises(TypeError, match="k is None; it must be a whole number"):
+            many.select("7", fetch_k=fetch_k)
+        with pytest.raises(TypeError, match="nosie"):
+            many.select("7", 3, fetch_k, nosie=0.1)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="fetch_k must be at least 1, got 0"):
+        many.select("7", 3, 0)
+    with pytest.raises(ValueError, match="device is for all documents"):
+        many.select("7", 3, 50, device="cpu")
