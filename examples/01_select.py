@@ -10,6 +10,7 @@ else. Nothing but NumPy is needed.
 import numpy as np
 
 from sift_rag import mmr, nearest, sift
+from sift_rag.selection import Selector
 
 #                      price  size  colour  other
 QUESTION = np.array([0.80, 0.55, 0.35, 0.0])
@@ -24,7 +25,7 @@ PASSAGES = {
     "shipping": [0.20, 0.05, 0.00, 0.97],
     "imprint": [0.00, 0.05, 0.10, 0.99],
 }
-WAYS = {"nearest": nearest, "mmr": mmr, "sift": sift}
+WAYS: dict[str, Selector] = {"nearest": nearest, "mmr": mmr, "sift": sift}
 
 
 def main() -> None:

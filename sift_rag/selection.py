@@ -180,7 +180,8 @@ def sift(
             alone, passing over what no longer fits; what leaves less uncertainty is taken, so that
             the result is no worse than the plain greedy picks or the best single passage.
         combine: How several queries count: "sum", gains are added; "worst", each pick is for the
-            query about which most is left.
+            query about which most is left; with the linear kernel one may keep its place though
+            no candidate tells anything about it.
 
     Returns:
         The picks in order. Ties go to the lowest index. Covariance counts by its square, as in the
@@ -203,27 +204,35 @@ def sift(
         budget=budget,
         combine=combine,
     )
-    order, gains, prior = _greedy(problem, None)
+    order, gains, gone, prior = _greedy(problem, None)
     if problem.costs is not None:
         other = _greedy(problem, problem.costs)
-        if sum(other[1]) > sum(gains) * (1.0 + problem.tie):  # more than another order's rounding
-            order, gains, prior = other
+        # more than another order's rounding
+        if _told(problem, other[2], prior) > _told(problem, gone, prior) * (1.0 + problem.tie):
+            order, gains, gone, prior = other
     return _selection(order, np.array(gains), float(prior.sum()), problem)
 
 
-def _greedy(problem: Problem, price: Floats | None) -> tuple[list[int], list[float], Floats]:
-    """Picks by gain, or by gain per price (n,); their gains; the queries' prior variances (m,)."""
+def _told(problem: Problem, gone: Floats, prior: Floats) -> float:
+    """What picks are to make large: the variance removed, or removed from the worst query."""
+    return float(gone.sum() if problem.combine == "sum" else prior.max() - (prior - gone).max())
+
+
+def _greedy(
+    problem: Problem, price: Floats | None
+) -> tuple[list[int], list[float], Floats, Floats]:
+    """Picks by gain, or by gain per price (n,): order, gains; each query's loss, prior (m,)."""
     rows, noise, kernel, tie = problem.rows, problem.noise, problem.kernel, problem.tie
     prior_covs, prior = problem.prior()
     covs = list(prior_covs)  # m of (n,)
-    left = prior.copy()
+    gone = np.zeros_like(prior)
     spread = problem.variance(rows) + noise  # (n,)
     factor = np.empty((min(problem.k, 64), len(rows)))  # row t: cov(x, pick t) / root of its spread
     room = Room(problem)
     order: list[int] = []
     gains: list[float] = []
     for t in range(problem.k):
-        served = covs if problem.combine == "sum" else [covs[int(left.argmax())]]
+        served = covs if problem.combine == "sum" else [covs[int((prior - gone).argmax())]]
         gain = served[0] * served[0]  # (n,)
         for cov in served[1:]:
             gain += cov * cov
@@ -239,7 +248,7 @@ def _greedy(problem: Problem, price: Floats | None) -> tuple[list[int], list[flo
             raise problem.indefinite()
         order.append(i)
         gains.append(sum(each))
-        left -= each
+        gone += each
         if t + 1 == problem.k:
             break
         room.take(i)
@@ -255,7 +264,7 @@ def _greedy(problem: Problem, price: Floats | None) -> tuple[list[int], list[flo
         spread -= row * row
     if spread.min() <= 0:
         raise problem.indefinite()
-    return order, gains, prior
+    return order, gains, gone, prior
 
 
 def best_gain(gain: Floats, rows: NDArray[Any], tie: float) -> int:
