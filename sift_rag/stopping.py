@@ -34,7 +34,7 @@ def gain_share(share: float = 0.9) -> GainShare:
     """For retrieval: keep the first picks that bring this share of the gain of all k.
 
     Where one passage answers, the first gains are most of it and the rest is cut; where the picks
-    tell much the same amount each, nearly all are kept. Figures: benchmarks/RETRIEVAL.md.
+    tell much the same amount each, nearly all are kept. Figures: benchmarks/results/stopping.md.
 
     Args:
         share: 0.9 keeps nearly everything that k picks find, 0.75 what as many nearest
