@@ -11,7 +11,14 @@ from typing import Any, Literal
 from sift_rag.adapters import Adapters
 from sift_rag.documents import Document
 from sift_rag.events import Callback, Control, emit
-from sift_rag.generation import FinishReason, LanguageModel, evaluating, generate, score
+from sift_rag.generation import (
+    FinishReason,
+    LanguageModel,
+    Message,
+    evaluating,
+    generate,
+    score,
+)
 from sift_rag.prompting import Order, Prompt, PromptTemplate, closed_book, stuffed
 from sift_rag.training import Stopped, TrainingConfig, TrainingReport, train
 from sift_rag.worker import Job
@@ -85,6 +92,9 @@ class Request:
     callbacks: Sequence[Callback] = ()
     control: Control = field(default_factory=Control)
     order: Order = "best_first"
+    prompt: str | Sequence[Message] | None = None
+    fallback_prompt: str | Sequence[Message] | None = None
+    stop: tuple[str, ...] = ()
 
     def tell(self, hook: str, **payload: Any) -> None:
         """Announce something to the callbacks."""
@@ -104,8 +114,7 @@ class Answerer:
         timings = {"queue": time.perf_counter() - job.submitted}
         with self._adapted(request, job, timings) as report:
             with _timed(timings, "prompt"):
-                prompt = self._prompt(request, report, request.max_new_tokens)
-                ids = self.lm.prompt(prompt.text)
+                ids, prompt = self._prompt(request, report, request.max_new_tokens)
             with _timed(timings, "generate"):
                 generated = generate(
                     self.lm,
@@ -113,6 +122,7 @@ class Answerer:
                     max_new_tokens=request.max_new_tokens,
                     on_text=_announcer(request, job),
                     cancelled=lambda: job.cancelled,
+                    stop=request.stop,
                 )
         if generated.finish_reason == "cancelled":
             job.check()
@@ -147,8 +157,8 @@ class Answerer:
                 f"{self.lm.context}: score it in parts."
             )
         with self._adapted(request, job, {}) as report:
-            prompt = self._prompt(request, report, len(ids))
-            nats = score(self.lm, self.lm.prompt(prompt.text), ids)
+            before, _ = self._prompt(request, report, len(ids))
+            nats = score(self.lm, before, ids)
         return Score(nats=nats, tokens=len(ids), bytes=len(reference.encode()), training=report)
 
     @contextmanager
@@ -190,15 +200,43 @@ class Answerer:
         request.tell("on_train_end", **asdict(report) | {"losses": list(report.losses)})
         return report
 
-    def _prompt(self, request: Request, report: TrainingReport | None, room: int) -> Prompt:
-        """The prompt; where training failed, the passages go there instead of the weights."""
+    def _prompt(
+        self, request: Request, report: TrainingReport | None, room: int
+    ) -> tuple[list[int], Prompt]:
+        """The prompt's tokens and the prompt, leaving room for so many more tokens."""
+        budget = self.lm.context - room
+        if request.prompt is not None:
+            return self._given(request, request.prompt, report, budget)
+        prompt = self._worded(request, report, budget)
+        return self.lm.prompt(prompt.text), prompt
+
+    def _given(
+        self,
+        request: Request,
+        prompt: str | Sequence[Message],
+        report: TrainingReport | None,
+        budget: int,
+    ) -> tuple[list[int], Prompt]:
+        """The caller's own words; it has laid the documents out in them, or not."""
+        fallback = request.fallback_prompt if _failed(report) else None
+        ids = self.lm.prompt(prompt if fallback is None else fallback)
+        if len(ids) > budget:
+            raise ValueError(
+                f"The prompt takes {len(ids)} tokens and the model leaves room for {budget}: put "
+                "fewer or shorter passages into it, lower max_new_tokens, or use a model with a "
+                "longer context."
+            )
+        inside = request.mode in ("stuff", "both") or fallback is not None
+        return ids, Prompt("", request.documents if inside else (), ())
+
+    def _worded(self, request: Request, report: TrainingReport | None, budget: int) -> Prompt:
+        """The template's words; where training failed, the passages go there after all."""
 
         def length(text: str) -> int:
             # No token has 128 characters on average: a text of megabytes is not worth tokenising.
             huge = len(text) > 128 * self.lm.context
             return len(text) if huge else len(self.lm.prompt(text))
 
-        budget = self.lm.context - room
         if request.mode == "closed_book" or (request.mode == "train" and not _failed(report)):
             return closed_book(
                 request.question, budget=budget, count=length, template=self.template

@@ -16,7 +16,7 @@ from sift_rag import worker
 from sift_rag.answering import Answer, Answerer, Mode, Request, Score
 from sift_rag.documents import Document, as_documents
 from sift_rag.events import Callback, Control
-from sift_rag.generation import LanguageModel
+from sift_rag.generation import LanguageModel, Message
 from sift_rag.loading import load
 from sift_rag.prompting import Order, PromptTemplate
 from sift_rag.training import TrainingConfig
@@ -44,6 +44,11 @@ class Options(TypedDict, total=False):
         control: The control object that the callbacks get; by default a fresh one.
         max_new_tokens: Tokens to generate at most; by default as the engine was told.
         order: How passages lie in the prompt: "best_first", "best_last" or "edges".
+        prompt: The exact words to continue, text or the turns of a chat, in place of the engine's
+            template; then documents are only trained on, and "stuff" leaves them to the prompt.
+        fallback_prompt: The words to continue instead where training was undone; by default the
+            same ones.
+        stop: Strings before the first of which the answer ends.
         cancel: Set it, from any thread, to end the call with `Cancelled`.
     """
 
@@ -52,6 +57,9 @@ class Options(TypedDict, total=False):
     control: Control | None
     max_new_tokens: int | None
     order: Order
+    prompt: str | Sequence[Message] | None
+    fallback_prompt: str | Sequence[Message] | None
+    stop: Sequence[str]
     cancel: threading.Event | None
 
 
@@ -241,7 +249,8 @@ class Engine:
             raise TypeError(f"There is no option {min(unknown)!r}; there are {names}.")
         _check_text("question", question)
         passages = () if check_mode(mode) == "closed_book" else tuple(as_documents(documents))
-        if mode != "closed_book" and not passages:
+        needed = mode in ("train", "both") if options.get("prompt") else mode != "closed_book"
+        if needed and not passages:
             raise ValueError(
                 f"The mode {mode!r} needs documents and there are none: give some, or use "
                 'mode="closed_book".'
@@ -256,6 +265,9 @@ class Engine:
             callbacks=tuple(options.get("callbacks", ())),
             control=control,
             order=options.get("order", "best_first"),
+            prompt=_said("prompt", options.get("prompt")),
+            fallback_prompt=_said("fallback_prompt", options.get("fallback_prompt")),
+            stop=_stop(options.get("stop", ())),
         )
         self._check(request)
         return request
@@ -284,7 +296,7 @@ def check_mode(mode: str) -> Mode:
     return cast(Mode, mode)
 
 
-def _check_text(what: str, text: object) -> None:
+def _check_text(what: str, text: str) -> str:
     if not isinstance(text, str):
         raise TypeError(f"The {what} must be a string, got {type(text).__name__}.")
     if not text.strip():
@@ -296,6 +308,31 @@ def _check_text(what: str, text: object) -> None:
             f"The {what} holds a lone surrogate ({text[error.start]!a} at {error.start}), which is "
             "no text: decode its source with errors='replace'."
         ) from None
+    return text
+
+
+def _said(what: str, said: str | Sequence[Message] | None) -> str | Sequence[Message] | None:
+    if said is None or isinstance(said, str):
+        return said if said is None else _check_text(what, said)
+    turns = [dict(turn) for turn in said]
+    if not turns:
+        raise ValueError(f"The {what} has no turns: give at least one.")
+    for turn in turns:
+        if not (isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)):
+            raise TypeError(
+                f"A turn of the {what} must have a role and a content that are strings, got "
+                f"{turn!r}."
+            )
+    _check_text(what, "".join(turn["content"] for turn in turns))
+    return turns
+
+
+def _stop(strings: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(strings, str) or not all(isinstance(string, str) for string in strings):
+        raise TypeError(f"stop is {strings!r}; it must be a list of strings.")
+    if "" in strings:
+        raise ValueError("stop holds an empty string, which would end every answer: leave it out.")
+    return tuple(strings)
 
 
 def _given(value: int | None, default: int) -> int:

@@ -1,12 +1,13 @@
 """Causal language models: continue a prompt piece by piece, score a text."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
+from jinja2 import TemplateError
 from torch.nn import functional as F
 from transformers import (
     GenerationConfig,
@@ -20,6 +21,8 @@ from transformers.generation.streamers import BaseStreamer
 from sift_rag.loading import check_causal
 
 FinishReason = Literal["stop", "length", "cancelled"]
+Message: TypeAlias = Mapping[str, str]
+"""One turn of a chat: its role ("system", "user" or "assistant") and its content."""
 
 # Where neither model nor tokenizer names a limit (ALiBi, state spaces): what such models were
 # mostly trained with.
@@ -56,15 +59,34 @@ class LanguageModel:
         object.__setattr__(self, "_before", tuple(whole[:start]))
         object.__setattr__(self, "_after", tuple(whole[start + len(plain) :]))
 
-    def prompt(self, text: str) -> list[int]:
-        """Token ids of a prompt: BOS where the tokenizer adds one, never an EOS."""
+    def prompt(self, said: str | Sequence[Message]) -> list[int]:
+        """Token ids of a prompt: BOS where the tokenizer adds one, never an EOS.
+
+        Text is one turn of the user. Without a chat template, the contents of several turns follow
+        each other, a blank line between two.
+
+        Raises:
+            ValueError: The chat template refuses the roles or their order.
+        """
         if self.chat and self.tokenizer.chat_template:
-            messages = [{"role": "user", "content": text}]
-            ids = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=False
-            )
-            return list(ids)
+            messages = [{"role": "user", "content": said}] if isinstance(said, str) else said
+            return self._templated([dict(message) for message in messages])
+        text = said if isinstance(said, str) else "\n\n".join(turn["content"] for turn in said)
         return [*self._before, *self._encode(text)]
+
+    def _templated(self, messages: list[dict[str, str]]) -> list[int]:
+        try:
+            return list(
+                self.tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, return_dict=False
+                )
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise ValueError(
+                f"This model's chat template does not take these turns ({roles}): {error}. Put "
+                "what the system says into the user's turn, or pass chat=False to the Engine."
+            ) from error
 
     def text(self, text: str) -> list[int]:
         """Token ids of a text to train on: BOS where the tokenizer adds one, and always an EOS,
@@ -113,6 +135,7 @@ def generate(
     max_new_tokens: int,
     on_text: Callable[[str], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
+    stop: Sequence[str] = (),
 ) -> Generated:
     """Continue a prompt greedily: at each place the likeliest token.
 
@@ -122,17 +145,19 @@ def generate(
         max_new_tokens: Tokens to generate at most.
         on_text: Told each piece of text as it comes; the pieces together are the text.
         cancelled: Asked after each token whether to end here.
+        stop: Strings that end the text before the first of them. White space at the beginning of
+            the text does not count.
     """
-    pieces = _Pieces(lm, on_text)
+    pieces = _Pieces(lm, on_text, stop)
     ids = torch.tensor([prompt], device=lm.model.device)  # (1, T)
     lm.model.generate(  # type: ignore[operator]
         ids,
         attention_mask=torch.ones_like(ids),
         generation_config=_greedy(lm, max_new_tokens),
-        stopping_criteria=[_Poll(cancelled)],
+        stopping_criteria=[_Poll(lambda: pieces.stopped or cancelled())],
         streamer=pieces,
     )
-    ended = pieces.tokens and pieces.tokens[-1] in lm.eos
+    ended = pieces.stopped or (pieces.tokens and pieces.tokens[-1] in lm.eos)
     reason: FinishReason = "stop" if ended else "cancelled" if cancelled() else "length"
     return Generated(pieces.text, len(pieces.tokens), reason)
 
@@ -181,12 +206,17 @@ class _Pieces(BaseStreamer):
     """Decodes token by token, without the white space around the whole.
 
     A token is decoded after the one before it, as its text may depend on it (SentencePiece drops
-    the space of a first word); half a character, and white space that may be the last, wait.
+    the space of a first word); half a character, white space that may be the last, and what may
+    become a stop string wait.
     """
 
-    def __init__(self, lm: LanguageModel, on_text: Callable[[str], None]) -> None:
+    def __init__(
+        self, lm: LanguageModel, on_text: Callable[[str], None], stop: Sequence[str] = ()
+    ) -> None:
         self.tokens: list[int] = []
         self.text = ""
+        self.stopped = False  # by a stop string
+        self._stop = tuple(stop)
         self._lm = lm
         self._on_text = on_text
         self._prompted = False
@@ -210,7 +240,7 @@ class _Pieces(BaseStreamer):
         if now.endswith("\N{REPLACEMENT CHARACTER}") and not last:
             return
         self._start, self._done = self._done, len(self.tokens)
-        self._push(now[len(before) :])
+        self._push(now[len(before) :], last=last)
 
     def _read(self, tokens: list[int]) -> str:
         return str(
@@ -219,15 +249,34 @@ class _Pieces(BaseStreamer):
             )
         )
 
-    def _push(self, piece: str) -> None:
+    def _push(self, piece: str, *, last: bool) -> None:
+        if self.stopped:
+            return
         piece = self._waiting + piece
         if not self.text:
             piece = piece.lstrip()
-        ready = piece.rstrip()
+        ends = [at for at in (piece.find(string) for string in self._stop) if at >= 0]
+        if ends:
+            self.stopped = True
+            piece = piece[: min(ends)]
+        held = 0 if last or self.stopped else self._begun(piece)
+        ready = piece[: len(piece) - held].rstrip()
         self._waiting = piece[len(ready) :]
         if ready:
             self.text += ready
             self._on_text(ready)
+
+    def _begun(self, piece: str) -> int:
+        """Characters at the end with which a stop string may begin."""
+        longest = max(map(len, self._stop), default=1) - 1
+        return next(
+            (n for n in range(min(longest, len(piece)), 0, -1) if _begins(self._stop, piece[-n:])),
+            0,
+        )
+
+
+def _begins(strings: tuple[str, ...], start: str) -> bool:
+    return any(string.startswith(start) for string in strings)
 
 
 class _Poll(StoppingCriteria):

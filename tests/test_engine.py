@@ -17,7 +17,7 @@ from conftest import CONFIGS, CONTEXT, TRAINING, build
 
 from sift_rag import tiny
 from sift_rag.documents import Document
-from sift_rag.engine import Answer, Cancelled, Engine, Mode, Score
+from sift_rag.engine import Answer, Cancelled, Engine, Mode, Options, Score
 from sift_rag.events import Callback, Control
 from sift_rag.prompting import PromptTemplate
 
@@ -205,6 +205,68 @@ class TestAnswers:
         ab, ba, aa = losses(["a", "bb"]), losses(["bb", "a"]), losses(["a", "a"])
         assert ab[0] == aa[0] != ba[0]
         assert len(aa) == 4
+
+
+class TestOwnWords:
+    """The prompt is the caller's; documents are what is trained on."""
+
+    def test_the_same_words_give_the_same_answer_and_score(self, engine: Engine) -> None:
+        stuffed = PromptTemplate().render(A[0], A[1])
+        words_of: dict[Mode, str] = {"stuff": stuffed, "train": PromptTemplate().render(A[0])}
+        for mode, words in words_of.items():
+            own = engine.answer(*A, mode=mode, prompt=words)
+            assert own.text == engine.answer(*A, mode=mode).text
+            assert own.documents == engine.answer(*A, mode=mode).documents
+            score = engine.score(A[0], "Oslo", A[1], mode=mode, prompt=words)
+            assert score.nats == engine.score(A[0], "Oslo", A[1], mode=mode).nats
+        assert engine.answer(A[0], prompt=stuffed).text == engine.answer(*A).text
+
+    def test_turns_of_a_chat(self, engine: Engine) -> None:
+        turns = [{"role": "user", "content": "Where is"}, {"role": "user", "content": "the pump?"}]
+        told = engine.answer("x", mode="closed_book", prompt=turns)
+        assert (
+            told.text == engine.answer("x", mode="closed_book", prompt="Where is\n\nthe pump?").text
+        )
+
+    def test_after_broken_training_come_the_words_for_that(self, engine: Engine) -> None:
+        head = engine._answerer.lm.model.lm_head.weight.data
+        head *= 4
+        texts = ["a" * 19, "bcdefghijklmn 0123456"]
+        wild = replace(TRAINING, learning_rate=0.1, alpha=1e6, epochs=9)
+        options: Options = {"training": wild, "prompt": "Where?"}
+        bare = engine.answer("x", texts, mode="train", **options)
+        options["fallback_prompt"] = "In Oslo. Where?"
+        own = engine.answer("x", texts, mode="train", **options)
+        plain = [
+            engine.answer("x", mode="closed_book", prompt=words).text
+            for words in ("Where?", "In Oslo. Where?")
+        ]
+        head /= 4
+        assert [bare.text, own.text] == plain
+        assert "Training was undone" in own.note
+        assert [len(answer.documents) for answer in (bare, own)] == [0, 2]
+
+    def test_it_ends_at_a_stop_string(self, engine: Engine) -> None:
+        whole = engine.answer(*A).text
+        assert engine.answer(*A, stop=[whole[2]]).text == whole[: whole.index(whole[2])].rstrip()
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"prompt": " "}, ValueError, "The prompt is empty"),
+            ({"prompt": []}, ValueError, "The prompt has no turns"),
+            ({"prompt": [{"role": "user"}]}, TypeError, "must have a role and a content"),
+            ({"prompt": "x" * 400}, ValueError, r"takes 401 tokens .* leaves room for 248"),
+            ({"fallback_prompt": ""}, ValueError, "The fallback_prompt is empty"),
+            ({"stop": "x"}, TypeError, "stop is 'x'; it must be a list of strings"),
+            ({"stop": [""]}, ValueError, "stop holds an empty string"),
+        ],
+    )
+    def test_bad_words(
+        self, engine: Engine, options: Any, error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=message):
+            engine.answer(*A, **options)
 
 
 class TestScores:

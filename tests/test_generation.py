@@ -155,6 +155,57 @@ def test_pieces_together_are_the_text(make: Any, text: str) -> None:
         assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in found)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text("ab \n", max_size=20),
+    stop=st.lists(st.text("ab \n", min_size=1, max_size=4), max_size=3),
+)
+def test_the_text_ends_before_the_first_stop_string(text: str, stop: list[str]) -> None:
+    lm = LanguageModel(build(), byte_tokenizer())
+    found: list[str] = []
+    pieces = _Pieces(lm, found.append, stop)
+    pieces.put(torch.tensor([[1, 2, 3]]))
+    for token in lm.tokenizer("x" + text, add_special_tokens=False)["input_ids"]:
+        pieces.put(torch.tensor([token]))
+        if pieces.stopped:
+            break
+    pieces.end()
+    whole = "x" + text  # white space at the beginning is not the answer's
+    at = min((at for at in map(whole.find, stop) if at >= 0), default=len(whole))
+    assert pieces.stopped == any(string in whole for string in stop)
+    if pieces.stopped:  # token by token the string that is complete first ends it
+        ends = min(whole.find(string) + len(string) for string in stop if string in whole)
+        at = min(whole[:ends].find(string) for string in stop if string in whole[:ends])
+    assert pieces.text == "".join(found) == whole[:at].rstrip()
+
+
+def test_a_stop_string_ends_the_generation(lm: LanguageModel) -> None:
+    whole = generate(lm, lm.prompt("x"), max_new_tokens=40)
+    stop = whole.text[5:8]
+    made = generate(lm, lm.prompt("x"), max_new_tokens=40, stop=[stop])
+    assert made.text == whole.text[: whole.text.index(stop)].rstrip()
+    assert made.finish_reason == "stop"
+    assert made.tokens < whole.tokens
+
+
+def test_turns_without_a_chat_template_follow_each_other(lm: LanguageModel) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    assert lm.prompt(turns) == lm.prompt("Be brief.\n\nWhy?")
+
+
+def test_a_chat_template_takes_all_turns_or_says_why_not(model: Any) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system.') }}"
+        "{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    )
+    chat = LanguageModel(model, tokenizer)
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+    assert tokenizer.decode(chat.prompt(turns)) == "<user>Hi<assistant>Yes?<assistant>"
+    with pytest.raises(ValueError, match=r"\(system, user\): No system.. Put what the system says"):
+        chat.prompt([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}])
+
+
 def test_half_a_character_at_the_end_is_shown_as_such(lm: LanguageModel) -> None:
     found: list[str] = []
     pieces = _Pieces(lm, found.append)
