@@ -6,6 +6,7 @@ adapter is never there while another one is made.
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import weakref
@@ -78,6 +79,11 @@ class Engine:
         template: The words around question and passages.
         chat: Whether prompts go through the tokenizer's chat template, where it has one.
 
+    Attributes:
+        name: Of the model: its folder or its name on the hub; else its class.
+        training: How to train where a call does not say it.
+        max_new_tokens: Length of an answer at most, where a call does not say it.
+
     Raises:
         ValueError: If the model is no causal language model.
     """
@@ -94,8 +100,10 @@ class Engine:
     ) -> None:
         lm = LanguageModel(model, tokenizer, chat)
         self._answerer = Answerer(lm, template or PromptTemplate())
-        self._training = training or TrainingConfig()
-        self._max_new_tokens = _given(max_new_tokens, min(256, lm.context // 4))
+        self.name = str(model.config.name_or_path or type(model).__name__)
+        self.training = training or TrainingConfig()
+        self.max_new_tokens = _given(max_new_tokens, min(256, lm.context // 4))
+        self._counter: PreTrainedTokenizerBase | None = None
         self._worker = Worker("sift_rag.Engine")
         # Also when the engine is dropped and when the interpreter ends.
         weakref.finalize(self, self._worker.close, timeout=5.0)
@@ -106,7 +114,9 @@ class Engine:
         from sift_rag import tiny
 
         settings: dict[str, Any] = dict(tiny.TRAINING)  # plain there: tiny knows no training
-        return cls(*load(tiny.FOLDER), training=TrainingConfig(**settings))
+        engine = cls(*load(tiny.FOLDER), training=TrainingConfig(**settings))
+        engine.name = "sift_rag.tiny"
+        return engine
 
     @classmethod
     def from_pretrained(
@@ -214,6 +224,12 @@ class Engine:
             Job(lambda job: self._answerer.score(request, reference, job), options.get("cancel"))
         ).wait()
 
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text by itself. Does not wait for the model."""
+        if self._counter is None:  # its own: the worker's one is in use on another thread
+            self._counter = copy.deepcopy(self._answerer.lm.tokenizer)
+        return list(self._counter(text, add_special_tokens=False, verbose=False)["input_ids"])
+
     def close(self) -> None:
         """Cancel what is running and waiting, and let go of the thread. May be called again."""
         self._worker.close()
@@ -260,8 +276,8 @@ class Engine:
             question=question,
             documents=passages,
             mode=mode,
-            training=options.get("training") or control.training or self._training,
-            max_new_tokens=_given(options.get("max_new_tokens"), self._max_new_tokens),
+            training=options.get("training") or control.training or self.training,
+            max_new_tokens=_given(options.get("max_new_tokens"), self.max_new_tokens),
             callbacks=tuple(options.get("callbacks", ())),
             control=control,
             order=options.get("order", "best_first"),
