@@ -16,7 +16,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables.config import ensure_config
-from pydantic import ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field
 
 from langchain_sift.callbacks import watchers
 from sift_rag.engine import Answer, Engine
@@ -43,7 +43,7 @@ class ChatSIFT(BaseChatModel):
     it was before: `create_ttt_documents_chain` does so with what a retriever found.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, populate_by_name=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     engine: Engine = Field(exclude=True, repr=False)
     """The owner of the model."""
@@ -51,7 +51,9 @@ class ChatSIFT(BaseChatModel):
     max_tokens: int | None = None
     """Length of an answer at most; None leaves the engine's."""
 
-    stop: list[str] | None = Field(default=None, alias="stop_sequences")
+    stop: list[str] | None = Field(
+        default=None, validation_alias=AliasChoices("stop", "stop_sequences")
+    )
     """Strings before the first of which an answer ends; a call's own are added."""
 
     training: TrainingConfig | None = None
