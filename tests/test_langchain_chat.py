@@ -106,7 +106,8 @@ async def test_async_is_the_same(tiny: Engine) -> None:
 def test_stop_strings_and_length(tiny: Engine) -> None:
     prompt = f"{FACT}\n\n{QUESTION}"
     assert ChatSIFT(engine=tiny).invoke(prompt, stop=["nak"]).content == "Ta"
-    assert ChatSIFT(engine=tiny, **{"stop_sequences": ["ak"]}).invoke(prompt).content == "Tan"
+    other_name = ChatSIFT(engine=tiny, stop_sequences=["ak"])  # type: ignore[call-arg]
+    assert other_name.invoke(prompt).content == "Tan"
     both = ChatSIFT(engine=tiny, stop=["ak"]).bind(stop=["n"])
     assert both.invoke(prompt).content == "Ta"
     short = ChatSIFT(engine=tiny, max_tokens=1).invoke(prompt)

@@ -159,12 +159,13 @@ class TTTDocumentsChain(RunnableSerializable[dict[str, Any], Any]):
         documents = self._documents(inputs)
         name = self.document_variable_name
         context = RunnablePassthrough.assign(**{name: lambda _: self._context(documents)})
-        return (
+        chain: Runnable[dict[str, Any], Any] = (
             context.with_config(run_name="format_inputs")
             | self._prompt()
             | self._model(inputs, documents, run_manager)
             | self.output_parser
         )
+        return chain
 
     def _model(
         self,
