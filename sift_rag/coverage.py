@@ -55,8 +55,9 @@ def _signs(query: NDArray[Any], rows: NDArray[Any]) -> tuple[float, float]:
     weights = (1.0 - alike[0]) / alike.sum(axis=1)  # the best one and its copies do not count
     weights = np.maximum(weights, 0.0)
     stretched = 1.0 - (1.0 - cosines[0]) / spread
-    if weights.sum() < 1e-6:  # one candidate, or copies of one: nothing to stand out from
+    total = weights.sum()
+    if total < 1e-6:  # one candidate, or copies of one: nothing to stand out from
         return stretched, 0.0
-    mean = np.average(cosines, weights=weights)
-    deviation = np.sqrt(np.average((cosines - mean) ** 2, weights=weights))
+    mean = weights @ cosines / total
+    deviation = np.sqrt(weights @ (cosines - mean) ** 2 / total)
     return stretched, float((cosines[0] - mean) / max(deviation, 0.02 * spread))

@@ -1,6 +1,7 @@
 """Tiny models of several architectures, a byte-level tokenizer, and where the open data lies."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from transformers import (
 
 from sift_rag.engine import Engine
 from sift_rag.training import TrainingConfig
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jobs inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # some tests interrupt themselves
 
 CONTEXT = 256
 BOS, EOS = 256, 257

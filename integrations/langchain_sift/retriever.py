@@ -24,9 +24,9 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from langchain_sift import stores
+from langchain_sift import direct, stores
 from langchain_sift.selecting import Call, Found, Selecting, at_least_one
-from langchain_sift.vectors import warn_once
+from langchain_sift.vectors import Resolved, warn_once
 
 Pairs: TypeAlias = list[tuple[Document, float | None]]
 
@@ -137,6 +137,9 @@ class SIFTRetriever(Selecting, BaseRetriever):
         call, n = self._announced(query, run_manager, k, fetch_k)
         started = time.perf_counter()
         vector = self._needed_embedder().embed_query(query)
+        if short := self._directly(vector, n, kwargs):
+            seconds = {"search": time.perf_counter() - started, "vectors": 0.0}
+            return self._finish(call, *short, seconds)
         if self.vectorstore is not None:
             wanted = {**self.search_kwargs, **kwargs, "k": n}
             pairs = stores.search(self.vectorstore, query, vector, **wanted)
@@ -166,6 +169,9 @@ class SIFTRetriever(Selecting, BaseRetriever):
         )
         started = time.perf_counter()
         vector = await self._needed_embedder().aembed_query(query)
+        if short := await run_in_executor(None, self._directly, vector, n, kwargs):
+            seconds = {"search": time.perf_counter() - started, "vectors": 0.0}
+            return await run_in_executor(None, self._finish, call, *short, seconds)
         if self.vectorstore is not None:
             wanted = {**self.search_kwargs, **kwargs, "k": n}
             pairs = await stores.asearch(self.vectorstore, query, vector, **wanted)
@@ -178,6 +184,21 @@ class SIFTRetriever(Selecting, BaseRetriever):
         resolved = await self._needed_source().aresolve(found.documents, dimensions=len(vector))
         seconds = {"search": searched - started, "vectors": time.perf_counter() - searched}
         return await run_in_executor(None, self._finish, call, found, resolved, seconds)
+
+    def _directly(
+        self, vector: list[float], n: int, kwargs: dict[str, Any]
+    ) -> tuple[Found, Resolved] | None:
+        """Candidates and vectors at once, where the store allows it and nothing speaks against."""
+        if self.search_kwargs or kwargs or self.vectors == "embed" or self.vector_key is not None:
+            return None
+        query = np.asarray(vector, dtype=np.float32)
+        started = time.perf_counter()
+        found = direct.search(self.vectorstore, query, n)
+        if found is None:
+            return None
+        documents, scores, rows = found
+        resolved = Resolved.of_store(rows, time.perf_counter() - started)
+        return Found(documents, scores, query), resolved
 
     def _announced(
         self,

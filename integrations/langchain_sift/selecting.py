@@ -175,18 +175,10 @@ class Selecting(BaseModel):
         """Select, announce, and give new documents."""
         started = time.perf_counter()
         picks, coverage = self._picked(call, found, resolved)
-        seconds = {**seconds, "select": time.perf_counter() - started}
-        event = {
-            "id": [found.documents[pick.index].id for pick in picks],
-            "score": [found.scores[pick.index] for pick in picks],
-            "gain": [pick.gain for pick in picks],
-            "uncertainty": [pick.uncertainty for pick in picks],
-            "candidates": len(found.documents),
-            "coverage": coverage,
-            "seconds": seconds,
-            "vectors": {"counts": resolved.counts, "seconds": resolved.seconds},
-        }
-        emit(call.callbacks, "on_selection", call.control, event)
+        if call.callbacks:
+            seconds = {**seconds, "select": time.perf_counter() - started}
+            event = _event(found, resolved, picks, coverage) | {"seconds": seconds}
+            emit(call.callbacks, "on_selection", call.control, event)
         return [_marked(found, pick, rank, coverage) for rank, pick in enumerate(picks, 1)]
 
     def _picked(self, call: Call, found: Found, resolved: Resolved) -> tuple[list[Pick], float]:
@@ -244,6 +236,20 @@ def _picks(selection: Selection, known: NDArray[np.int64]) -> list[Pick]:
     rows = known[selection.indices].tolist()
     gains = (selection.gains / whole).tolist()
     return list(map(Pick, rows, gains, (selection.uncertainty / whole).tolist()))
+
+
+def _event(
+    found: Found, resolved: Resolved, picks: Sequence[Pick], coverage: float
+) -> dict[str, Any]:
+    return {
+        "id": [found.documents[pick.index].id for pick in picks],
+        "score": [found.scores[pick.index] for pick in picks],
+        "gain": [pick.gain for pick in picks],
+        "uncertainty": [pick.uncertainty for pick in picks],
+        "candidates": len(found.documents),
+        "coverage": coverage,
+        "vectors": {"counts": resolved.counts, "seconds": resolved.seconds},
+    }
 
 
 def _marked(found: Found, pick: Pick, rank: int, coverage: float) -> Document:

@@ -47,6 +47,12 @@ class Resolved:
     counts: dict[str, int]
     seconds: dict[str, float]
 
+    @classmethod
+    def of_store(cls, rows: Rows, seconds: float) -> Resolved:
+        """Vectors that all came from the store."""
+        counts = {"object": 0, "store": len(rows), "cache": 0, "embedded": 0}
+        return cls(rows, _pointing(rows), counts, {"store": seconds, "embed": 0.0})
+
 
 class VectorSource:
     """Finds the vectors of documents; threads may share one.
@@ -221,7 +227,6 @@ class VectorSource:
     ) -> Rows:
         if dimensions is None:
             dimensions = len(next(iter(found.values()), ()))
-        rows = np.zeros((len(documents), dimensions), dtype=np.float32)
         for i, row in found.items():
             if len(row) != dimensions:
                 raise ValueError(
@@ -231,6 +236,10 @@ class VectorSource:
                     f" ({type(self._store).__name__}). Pass those that its passages were embedded"
                     " with: embeddings=..."
                 )
+        if len(found) == len(documents) > 0:
+            return np.stack([found[i] for i in range(len(documents))])
+        rows = np.zeros((len(documents), dimensions), dtype=np.float32)
+        for i, row in found.items():
             rows[i] = row
         return rows
 
