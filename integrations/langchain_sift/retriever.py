@@ -137,9 +137,9 @@ class SIFTRetriever(Selecting, BaseRetriever):
         call, n = self._announced(query, run_manager, k, fetch_k)
         started = time.perf_counter()
         vector = self._needed_embedder().embed_query(query)
-        if short := self._directly(vector, n, kwargs):
-            seconds = {"search": time.perf_counter() - started, "vectors": 0.0}
-            return self._finish(call, *short, seconds)
+        short = self._short_way(call, vector, n, kwargs, started)
+        if short is not None:
+            return short
         if self.vectorstore is not None:
             wanted = {**self.search_kwargs, **kwargs, "k": n}
             pairs = stores.search(self.vectorstore, query, vector, **wanted)
@@ -163,15 +163,16 @@ class SIFTRetriever(Selecting, BaseRetriever):
         configurable: dict[str, Any] | None = None,  # of the config, for the base retriever
         **kwargs: Any,
     ) -> list[Document]:
-        # Handlers may take their time, so that they are called in a thread too.
-        call, n = await run_in_executor(
-            None, self._announced, query, run_manager.get_sync(), k, fetch_k
-        )
+        announced = (query, run_manager.get_sync(), k, fetch_k)
+        if run_manager.handlers:  # they may take their time
+            call, n = await run_in_executor(None, self._announced, *announced)
+        else:
+            call, n = self._announced(*announced)
         started = time.perf_counter()
         vector = await self._needed_embedder().aembed_query(query)
-        if short := await run_in_executor(None, self._directly, vector, n, kwargs):
-            seconds = {"search": time.perf_counter() - started, "vectors": 0.0}
-            return await run_in_executor(None, self._finish, call, *short, seconds)
+        short = await run_in_executor(None, self._short_way, call, vector, n, kwargs, started)
+        if short is not None:
+            return short
         if self.vectorstore is not None:
             wanted = {**self.search_kwargs, **kwargs, "k": n}
             pairs = await stores.asearch(self.vectorstore, query, vector, **wanted)
@@ -185,20 +186,22 @@ class SIFTRetriever(Selecting, BaseRetriever):
         seconds = {"search": searched - started, "vectors": time.perf_counter() - searched}
         return await run_in_executor(None, self._finish, call, found, resolved, seconds)
 
-    def _directly(
-        self, vector: list[float], n: int, kwargs: dict[str, Any]
-    ) -> tuple[Found, Resolved] | None:
-        """Candidates and vectors at once, where the store allows it and nothing speaks against."""
+    def _short_way(
+        self, call: Call, vector: list[float], n: int, kwargs: dict[str, Any], started: float
+    ) -> list[Document] | None:
+        """The answer, where the store gives candidates with vectors and nothing speaks against."""
         if self.search_kwargs or kwargs or self.vectors == "embed" or self.vector_key is not None:
             return None
         query = np.asarray(vector, dtype=np.float32)
-        started = time.perf_counter()
+        began = time.perf_counter()
         found = direct.search(self.vectorstore, query, n)
         if found is None:
             return None
         documents, scores, rows = found
-        resolved = Resolved.of_store(rows, time.perf_counter() - started)
-        return Found(documents, scores, query), resolved
+        now = time.perf_counter()
+        resolved = Resolved.of_store(rows, now - began)
+        seconds = {"search": now - started, "vectors": 0.0}
+        return self._finish(call, Found(documents, scores, query), resolved, seconds)
 
     def _announced(
         self,
