@@ -108,6 +108,31 @@ def test_only_the_pipeline_sees_both_selection_and_training() -> None:
             assert not {"sift_rag.selection", "sift_rag.training"} <= seen, path.stem
 
 
+INTEGRATIONS = sorted((PACKAGE.parent / "integrations").rglob("*.py"))
+FRAMEWORK = {"langchain_sift": "langchain_core"}
+
+
+@pytest.mark.parametrize("path", INTEGRATIONS, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_an_integration_needs_its_framework_and_public_names_only(path: Path) -> None:
+    own = path.parent.name
+    known = {own, FRAMEWORK[own], "sift_rag", "numpy", "pydantic", "typing_extensions"}
+    names = imports(path)
+    assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) <= known
+    private = [name for name in names if name.startswith("sift_rag") and "._" in name]
+    assert not private
+
+
+def test_retrieving_with_langchain_costs_no_torch() -> None:
+    code = (
+        "import sys; from langchain_sift import SIFTRetriever, SIFTCompressor, SIFTCallbackHandler;"
+        "print(sorted({'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_no_drawer_for_odds_and_ends() -> None:
     names = {path.name for path in PACKAGE.rglob("*.py")}
     assert not names & {"utils.py", "common.py", "base.py", "helpers.py"}

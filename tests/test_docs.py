@@ -10,7 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("integrations/*/README.md"))]
+BLOCKS = {
+    f"{page.parent.name if page.parent != ROOT else 'README'} {i}": block
+    for page in PAGES
+    for i, block in enumerate(
+        re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S), 1
+    )
+}
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
@@ -33,9 +40,9 @@ def test_the_readme_has_code() -> None:
     assert len(BLOCKS) >= 3
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[f"block {i}" for i in range(1, len(BLOCKS) + 1)])
-def test_readme_blocks_run(block: str, tmp_path: Path) -> None:
-    (tmp_path / "block.py").write_text(block, encoding="utf-8")
+@pytest.mark.parametrize("name", BLOCKS)
+def test_readme_blocks_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / "block.py").write_text(BLOCKS[name], encoding="utf-8")
     assert run(["block.py"], tmp_path).strip()
 
 
@@ -46,9 +53,9 @@ def test_examples_print_something(example: Path, tmp_path: Path) -> None:
 
 
 def test_links_in_the_docs_lead_somewhere() -> None:
-    for page in ROOT.glob("*.md"):
+    for page in [*ROOT.glob("*.md"), *PAGES[1:]]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert (ROOT / target).exists(), f"{page.name}: {target}"
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_the_annotated_tree_names_every_module() -> None:
