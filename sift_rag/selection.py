@@ -31,11 +31,6 @@ if TYPE_CHECKING:
     from sift_rag.explaining import Explanation, Texts
     from sift_rag.plotting import Axes, Figure
 
-Selector: TypeAlias = Callable[..., "Selection"]
-"""`sift`, `nearest`, `mmr`, or another with their signature."""
-Stop: TypeAlias = Callable[["Selection"], int]
-"""How many of its picks a selection keeps, the first ones: see `stopping`."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Context:
@@ -147,6 +142,12 @@ class Selection:
         from sift_rag.plotting import plot
 
         return plot(self, ax, texts)
+
+
+Selector: TypeAlias = Callable[..., Selection]
+"""`sift`, `nearest`, `mmr`, or another with their signature."""
+Stop: TypeAlias = Callable[[Selection], int]
+"""How many of its picks a selection keeps, the first ones: see `stopping`."""
 
 
 def sift(

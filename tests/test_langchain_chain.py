@@ -246,6 +246,28 @@ async def test_a_handler_configures_this_call_however_it_is_made(tiny: Engine, w
     assert len(later.steps) > 3  # the settings were that call's alone
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_events_say_what_the_chain_was_asked(tiny: Engine, mode: Any) -> None:
+    told: list[dict[str, Any]] = []
+
+    class Keep(SIFTCallbackHandler):
+        def on_start(self, event: Any, control: Any) -> None:
+            told.append(event)
+
+        def on_answer(self, event: Any, control: Any) -> None:
+            told.append(event)
+
+    chain(tiny, mode).invoke(INPUTS, {"callbacks": [Keep()]})
+    start, end = told
+    assert (start["question"], start["mode"], start["k"]) == (INPUTS["input"], mode, 2)
+    assert end["mode"] == mode
+
+
+def test_arguments_of_a_call_belong_to_the_model(tiny: Engine) -> None:
+    with pytest.raises(TypeError, match="takes no argument 'stop': bind it to the model"):
+        chain(tiny).invoke(INPUTS, stop=["x"])
+
+
 def test_two_handlers_in_two_arms(tiny: Engine) -> None:
     one, two = (Watch(stop_when=lambda step, n=n: step["step"] == n) for n in (1, 2))
     arms: Any = RunnableParallel(

@@ -206,6 +206,19 @@ def test_the_cache_knows_what_was_trained_on(tiny: Engine) -> None:
         set_llm_cache(None)
 
 
+def test_a_handler_is_not_in_the_caches_key_so_it_goes_past_it(tiny: Engine) -> None:
+    set_llm_cache(InMemoryCache())
+    try:
+        model = ChatSIFT(engine=tiny, train_on=(FACT,))
+        model.invoke(QUESTION)
+        handler = SIFTCallbackHandler(stop_when=lambda step: True)
+        fresh = model.invoke(QUESTION, {"callbacks": [handler]})
+        assert fresh.response_metadata["training"]["steps"] == 1
+        assert model.invoke(QUESTION).response_metadata["training"]["steps"] > 1
+    finally:
+        set_llm_cache(None)
+
+
 def test_an_abandoned_stream_frees_the_engine(tiny: Engine) -> None:
     model = ChatSIFT(engine=tiny, train_on=(FACT,))
     pieces = model.stream(QUESTION)

@@ -19,10 +19,10 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
-from langchain_sift import SIFTCallbackHandler, SIFTCompressor, SIFTRetriever, vectors
+from langchain_sift import SIFTCallbackHandler, SIFTCompressor, SIFTRetriever
 from langchain_stores import DIMENSIONS, STORES, HashEmbeddings, passages
 
-from sift_rag import sift
+from sift_rag import sift, vectors
 from sift_rag.events import Control, Event
 
 pytestmark = [

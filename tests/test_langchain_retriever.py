@@ -21,11 +21,11 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
-from langchain_sift import SIFTCallbackHandler, SIFTRetriever, vectors
+from langchain_sift import SIFTCallbackHandler, SIFTRetriever
 from langchain_stores import LOSSY, STORES, HashEmbeddings, passages
 from langchain_tests.integration_tests import RetrieversIntegrationTests
 
-from sift_rag import nearest, sift
+from sift_rag import nearest, sift, vectors
 from sift_rag.events import Control, Event
 from sift_rag.stopping import gain_share
 
@@ -655,3 +655,21 @@ async def test_constructor_handlers_join_those_of_the_config(store: VectorStore)
     await retriever.ainvoke(QUESTION, {"callbacks": [given, own]})  # in both: told once
     assert own.names == ["retriever", "sift_start", "sift_selection"] * 2
     assert given.names == ["retriever", "sift_start", "sift_selection"]
+
+
+async def test_a_call_may_set_what_the_constructor_sets(store: VectorStore) -> None:
+    retriever = SIFTRetriever(vectorstore=store, k=6)
+    calls: list[dict[str, Any]] = [
+        {"noise": 5.0},
+        {"select": nearest},
+        {"stop": gain_share(0.5)},
+        {"budget": 40},
+        {"vectors": "embed"},
+        {"noise": 5.0, "k": 2, "fetch_k": 10},
+    ]
+    for settings in calls:
+        wanted = SIFTRetriever(vectorstore=store, **{"k": 6, **settings}).invoke(QUESTION)
+        assert retriever.invoke(QUESTION, **settings) == wanted
+        assert await retriever.ainvoke(QUESTION, **settings) == wanted
+    with pytest.raises(ValueError, match="noise is -1"):
+        retriever.invoke(QUESTION, noise=-1.0)

@@ -12,11 +12,10 @@ pytest.importorskip("langchain_core")
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
-from langchain_sift import vectors
 from langchain_sift.vectors import VectorSource
 from langchain_stores import DIMENSIONS, LOSSY, STORES, HashEmbeddings, passages
 
-from sift_rag.embeddings import unit_rows
+from sift_rag import vectors
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*langchain-community.* is being sunset:DeprecationWarning"),
@@ -215,11 +214,6 @@ class Ragged(Short):
 def test_embeddings_that_give_no_matrix_are_named() -> None:
     with pytest.raises(ValueError, match="The embeddings Ragged gave no numbers"):
         VectorSource(Ragged()).resolve([Document("a"), Document("b")])
-
-
-def test_the_adapter_embeds_questions_as_questions() -> None:
-    rows = unit_rows(vectors._Adapter(Short()), ["why?"], kind="query")
-    np.testing.assert_allclose(rows, unit(np.array([[0.5, 1.0, 0.0]])), rtol=1e-6)
 
 
 def test_settings_are_checked() -> None:

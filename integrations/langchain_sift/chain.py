@@ -128,28 +128,33 @@ class TTTDocumentsChain(RunnableSerializable[dict[str, Any], Any]):
         self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any
     ) -> Any:
         """Answer from the documents."""
-        return self._chain().invoke(input, config, **kwargs)
+        return self._chain(kwargs).invoke(input, config)
 
     async def ainvoke(
         self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any
     ) -> Any:
         """Answer from the documents, without blocking the event loop."""
-        return await self._chain().ainvoke(input, config, **kwargs)
+        return await self._chain(kwargs).ainvoke(input, config)
 
     def stream(
         self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any | None
     ) -> Iterator[Any]:
         """Answer piece by piece."""
-        yield from self._chain().stream(input, config, **kwargs)
+        yield from self._chain(kwargs).stream(input, config)
 
     async def astream(
         self, input: dict[str, Any], config: RunnableConfig | None = None, **kwargs: Any | None
     ) -> AsyncIterator[Any]:
         """Answer piece by piece, without blocking the event loop."""
-        async for piece in self._chain().astream(input, config, **kwargs):
+        async for piece in self._chain(kwargs).astream(input, config):
             yield piece
 
-    def _chain(self) -> Runnable[dict[str, Any], Any]:
+    def _chain(self, arguments: dict[str, Any]) -> Runnable[dict[str, Any], Any]:
+        if arguments:
+            raise TypeError(
+                f"The chain takes no argument {min(arguments)!r}: bind it to the model, as in "
+                "ChatSIFT(engine=engine).bind(stop=[...])."
+            )
         return RunnableLambda(self._route, name="ttt_documents_chain")
 
     def _route(
@@ -179,12 +184,16 @@ class TTTDocumentsChain(RunnableSerializable[dict[str, Any], Any]):
             return other
         callbacks = watchers(run_manager.handlers, run_manager.get_child())
         control = Control(training=self.training or model.training)
-        emit(callbacks, "on_start", control, {"mode": self.mode})
-        texts = [document.page_content for document in documents]
-        trained = self.mode in ("train", "both")
+        emit(callbacks, "on_start", control, self._start(inputs, len(documents)))
+        texts = [document.page_content for document in documents if document.page_content.strip()]
+        mode = self.mode
+        if not texts:  # nothing to train on
+            mode = "closed_book" if mode == "train" else "stuff" if mode == "both" else mode
+        trained = mode in ("train", "both")
         adapted = model.model_copy(
             update={
-                "train_on": tuple(text for text in texts if text.strip()) if trained else (),
+                "train_on": tuple(texts) if trained else (),
+                "mode": mode,
                 "training": control.training,
                 "fallback": self._fallback(inputs, documents),
                 "watched_by": tuple(callbacks),
@@ -197,6 +206,11 @@ class TTTDocumentsChain(RunnableSerializable[dict[str, Any], Any]):
             bound: Runnable[Any, Any] = RunnableBinding(**self.llm.__dict__ | {"bound": adapted})
             return bound
         return adapted
+
+    def _start(self, inputs: dict[str, Any], n: int) -> dict[str, Any]:
+        asked = [inputs[name] for name in self._prompt().input_variables if name in inputs]
+        question = next((value for value in asked if isinstance(value, str)), "")
+        return {"question": question, "mode": self.mode, "k": n, "fetch_k": n, "noise": None}
 
     def _trainable(self) -> ChatSIFT | None:
         model = self.llm.bound if isinstance(self.llm, RunnableBinding) else self.llm

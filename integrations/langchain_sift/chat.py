@@ -19,7 +19,7 @@ from langchain_core.runnables.config import ensure_config
 from pydantic import AliasChoices, ConfigDict, Field
 
 from langchain_sift.callbacks import watchers
-from sift_rag.engine import Answer, Engine
+from sift_rag.engine import Answer, Engine, Mode
 from sift_rag.events import Callback, Control
 from sift_rag.training import TrainingConfig
 
@@ -61,6 +61,9 @@ class ChatSIFT(BaseChatModel):
 
     train_on: tuple[str, ...] = Field(default=(), repr=False)
     """Texts to train on for each call."""
+
+    mode: Mode | None = None
+    """What to call that; None for "train" where there are texts to train on, else "closed_book"."""
 
     fallback: list[Turn] | None = Field(default=None, exclude=True, repr=False)
     """Turns to answer instead where training was undone; None answers the same ones."""
@@ -159,7 +162,31 @@ class ChatSIFT(BaseChatModel):
                 yield chunk
             yield _last(await pieces.answer(), self.engine.name)
 
-    # `_stream` gets no run manager, so the call's handlers are looked up here.
+    # `_stream` gets no run manager, and LangChain asks its cache before `_generate`: so the call's
+    # handlers are looked up here.
+
+    def invoke(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """As `BaseChatModel.invoke`."""
+        return super(ChatSIFT, self._watched(config)).invoke(input, config, stop=stop, **kwargs)
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """As `BaseChatModel.ainvoke`."""
+        own = self._watched(config)
+        return await super(ChatSIFT, own).ainvoke(input, config, stop=stop, **kwargs)
 
     def stream(
         self,
@@ -189,7 +216,11 @@ class ChatSIFT(BaseChatModel):
         callbacks = ensure_config(config).get("callbacks")
         found = watchers(CallbackManager.configure(callbacks, self.callbacks).handlers, None)
         new = tuple(one for one in found if one not in self.watched_by)
-        return self.model_copy(update={"watched_by": (*self.watched_by, *new)}) if new else self
+        if not new:
+            return self
+        # What a handler may do to the training is not in the cache's key.
+        cache = False if self.train_on else self.cache
+        return self.model_copy(update={"watched_by": (*self.watched_by, *new), "cache": cache})
 
     def _call(
         self,
@@ -209,7 +240,7 @@ class ChatSIFT(BaseChatModel):
         return {
             "question": prompt[-1]["content"],
             "documents": self.train_on,
-            "mode": "train" if self.train_on else "closed_book",
+            "mode": self.mode or ("train" if self.train_on else "closed_book"),
             "prompt": prompt,
             "fallback_prompt": self.fallback,
             "stop": self._stops(stop),

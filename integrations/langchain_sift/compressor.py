@@ -12,7 +12,8 @@ from langchain_core.runnables import run_in_executor
 from pydantic import model_validator
 from typing_extensions import Self
 
-from langchain_sift.selecting import Call, Found, Selecting
+from langchain_sift.selecting import Found, Selecting
+from sift_rag.choosing import Call
 
 
 class SIFTCompressor(Selecting, BaseDocumentCompressor):

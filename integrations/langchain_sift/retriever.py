@@ -25,8 +25,9 @@ from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from langchain_sift import direct, stores
-from langchain_sift.selecting import Call, Found, Selecting, at_least_one
-from langchain_sift.vectors import Resolved, warn_once
+from langchain_sift.selecting import Found, Selecting
+from sift_rag.choosing import Call, at_least_one
+from sift_rag.vectors import Resolved, warn_once
 
 Pairs: TypeAlias = list[tuple[Document, float | None]]
 
@@ -104,8 +105,11 @@ class SIFTRetriever(Selecting, BaseRetriever):
         Args:
             input: The question.
             config: Of LangChain.
-            kwargs: `k`, `fetch_k`; anything else goes to the search (`filter`, say).
+            kwargs: `k`, `fetch_k`, `noise` and the other settings of a selection; anything else
+                goes to the search (`filter`, say).
         """
+        if own := self._set_by(kwargs):
+            return own.invoke(input, config, **kwargs)
         config = self._with_own_callbacks(config)
         return super().invoke(input, config, configurable=config.get("configurable"), **kwargs)
 
@@ -113,10 +117,17 @@ class SIFTRetriever(Selecting, BaseRetriever):
         self, input: str, config: RunnableConfig | None = None, **kwargs: Any
     ) -> list[Document]:
         """As `invoke`; the event loop is never held up."""
+        if own := self._set_by(kwargs):
+            return await own.ainvoke(input, config, **kwargs)
         config = self._with_own_callbacks(config)
         return await super().ainvoke(
             input, config, configurable=config.get("configurable"), **kwargs
         )
+
+    def _set_by(self, kwargs: dict[str, Any]) -> Self | None:
+        """A retriever with the settings among a call's arguments, which are taken out of them."""
+        names = kwargs.keys() & Selecting.model_fields.keys() - {"k", "embeddings", "source"}
+        return type(self)(**self.__dict__ | {n: kwargs.pop(n) for n in names}) if names else None
 
     def _with_own_callbacks(self, config: RunnableConfig | None) -> RunnableConfig:
         config = ensure_config(config)

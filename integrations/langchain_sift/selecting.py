@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
@@ -18,34 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from typing_extensions import Self
 
 from langchain_sift.callbacks import watchers
-from langchain_sift.vectors import Policy, Resolved, VectorSource
-from sift_rag.events import Callback, Control, emit
-from sift_rag.selection import Selection, Selector, Stop, sift
-
-
-def approximate_tokens(text: str) -> int:
-    """A quarter of the characters, rounded up, as langchain-core counts."""
-    return -(-len(text) // 4)
-
-
-def at_least_one(name: str, value: int) -> int:
-    """The value, if it is 1 or more.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if value < 1:
-        raise ValueError(f"{name} is {value}; it must be at least 1.")
-    return value
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One question on its way: who watches, and what they have set."""
-
-    control: Control
-    callbacks: Sequence[Callback]
-    k: int
+from langchain_sift.vectors import VectorSource
+from sift_rag.choosing import (
+    Call,
+    Pick,
+    Settings,
+    announce,
+    approximate_tokens,
+    at_least_one,
+    begin,
+    choose,
+)
+from sift_rag.selection import Selector, Stop, sift
+from sift_rag.vectors import Policy, Resolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +38,6 @@ class Found:
     documents: Sequence[Document]
     scores: Sequence[float | None]
     query: NDArray[np.float32]  # (d,)
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """One candidate that was selected: its position, what it told, and what is left after it."""
-
-    index: int
-    gain: float
-    uncertainty: float
 
 
 class Selecting(BaseModel):
@@ -110,17 +84,10 @@ class Selecting(BaseModel):
     def _check_k(cls, k: int) -> int:
         return at_least_one("k", k)
 
-    @field_validator("budget")
-    @classmethod
-    def _check_budget(cls, budget: int | None) -> int | None:
-        return None if budget is None else at_least_one("budget", budget)
-
-    @field_validator("noise")
-    @classmethod
-    def _check_noise(cls, noise: float | None) -> float | None:
-        if noise is not None and not 0 < noise < float("inf"):
-            raise ValueError(f"noise is {noise}; it must be a finite number above 0.")
-        return noise
+    @model_validator(mode="after")
+    def _check_settings(self) -> Self:
+        self._settings()
+        return self
 
     @model_validator(mode="after")
     def _make_source(self) -> Self:
@@ -161,100 +128,30 @@ class Selecting(BaseModel):
         fetch_k: int,
     ) -> Call:
         """Announce the question; a handler may change k and noise."""
-        heard = child is not None and child.handlers  # dispatching to nobody costs a tenth of a ms
-        callbacks = watchers(handlers, child if heard else None)
-        control = Control(k=k, noise=self.noise)
-        event = {"question": question, "mode": "retrieve", "k": k, "fetch_k": fetch_k}
-        emit(callbacks, "on_start", control, event | {"noise": self.noise})
-        chosen = at_least_one("k", k if control.k is None else control.k)
-        return Call(control, callbacks, chosen)
+        return begin(question, watchers(handlers, child), self._settings(), k=k, fetch_k=fetch_k)
 
     def _finish(
         self, call: Call, found: Found, resolved: Resolved, seconds: dict[str, float]
     ) -> list[Document]:
         """Select, announce, and give new documents."""
         started = time.perf_counter()
-        picks, coverage = self._picked(call, found, resolved)
+        choice = choose(call, found.query, resolved, (d.page_content for d in found.documents))
+        picks = choice.picks
+        chosen = [found.documents[pick.index] for pick in picks]
+        scores = [found.scores[pick.index] for pick in picks]
         if call.callbacks:
             seconds = {**seconds, "select": time.perf_counter() - started}
-            event = _event(found, resolved, picks, coverage) | {"seconds": seconds}
-            emit(call.callbacks, "on_selection", call.control, event)
-        return [_marked(found, pick, rank, coverage) for rank, pick in enumerate(picks, 1)]
+            ids = [document.id for document in chosen]
+            announce(call, choice, resolved, seconds, ids=ids, scores=scores)
+        each = enumerate(zip(chosen, scores, picks, strict=True), 1)
+        return [_marked(*one, rank, choice.coverage) for rank, one in each]
 
-    def _picked(self, call: Call, found: Found, resolved: Resolved) -> tuple[list[Pick], float]:
-        """The picks, and how likely the candidates hold an answer (0 where nothing is known).
-
-        Candidates without a vector are left out, unless none has one: then the first ones are
-        taken, in the store's order.
-        """
-        costs = None if self.budget is None else self._costs(found.documents)
-        known = np.flatnonzero(resolved.known)
-        usable = known if known.size else np.arange(len(found.documents))
-        if costs is not None and usable.size and costs[usable].min() > (self.budget or 0):
-            self._warn_of_budget(int(costs[usable].min()))
-            return [], 0.0
-        if not known.size:
-            return [Pick(i, 0.0, 1.0) for i in _first(call.k, usable, costs, self.budget)], 0.0
-        settings: dict[str, Any] = {}
-        if call.control.noise is not None:
-            settings["noise"] = call.control.noise
-        if costs is not None:
-            settings |= {"costs": costs[known], "budget": self.budget}
-        selection = self.select(found.query, resolved.rows[known], call.k, **settings)
-        selection = selection.until(self.stop)
-        return _picks(selection, known), selection.coverage
-
-    def _costs(self, documents: Sequence[Document]) -> NDArray[np.int64]:
-        lengths = [self.length_function(each.page_content) for each in documents]
-        return np.maximum(np.array(lengths, dtype=np.int64), 1)  # an empty text costs something too
-
-    def _warn_of_budget(self, cheapest: int) -> None:
-        warnings.warn(
-            f"The budget is {self.budget} tokens and the shortest passage has {cheapest}: none is"
-            " selected. Give a larger budget, or split the passages smaller.",
-            stacklevel=2,
-        )
+    def _settings(self) -> Settings:
+        return Settings(self.noise, self.select, self.stop, self.budget, self.length_function)
 
 
-def _first(
-    k: int, usable: NDArray[np.int64], costs: NDArray[np.int64] | None, budget: int | None
-) -> list[int]:
-    """The first k, passing over what no longer fits into the budget."""
-    taken: list[int] = []
-    left = budget
-    for i in usable.tolist():
-        cost = 0 if costs is None else int(costs[i])
-        if len(taken) < k and (left is None or cost <= left):
-            taken.append(i)
-            left = None if left is None else left - cost
-    return taken
-
-
-def _picks(selection: Selection, known: NDArray[np.int64]) -> list[Pick]:
-    """Plain numbers; gain and uncertainty as shares of what was open before the first pick."""
-    whole = selection.initial_uncertainty
-    rows = known[selection.indices].tolist()
-    gains = (selection.gains / whole).tolist()
-    return list(map(Pick, rows, gains, (selection.uncertainty / whole).tolist()))
-
-
-def _event(
-    found: Found, resolved: Resolved, picks: Sequence[Pick], coverage: float
-) -> dict[str, Any]:
-    return {
-        "id": [found.documents[pick.index].id for pick in picks],
-        "score": [found.scores[pick.index] for pick in picks],
-        "gain": [pick.gain for pick in picks],
-        "uncertainty": [pick.uncertainty for pick in picks],
-        "candidates": len(found.documents),
-        "coverage": coverage,
-        "vectors": {"counts": resolved.counts, "seconds": resolved.seconds},
-    }
-
-
-def _marked(found: Found, pick: Pick, rank: int, coverage: float) -> Document:
+def _marked(own: Document, score: float | None, pick: Pick, rank: int, coverage: float) -> Document:
     """A copy: the candidate may be the store's own object."""
-    own, score = found.documents[pick.index], found.scores[pick.index]
     metadata = {
         **own.metadata,
         "sift_rank": rank,
