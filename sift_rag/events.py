@@ -11,7 +11,7 @@ something is trained). Every event is a dict of plain data (str, int, float, boo
 dicts of them), so that it can be logged as JSON; it carries ids of documents, never their text.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 SCHEMA = 1
@@ -82,6 +82,56 @@ class Callback:
 
     def on_answer(self, event: Event, control: Control) -> None:
         """The answer is there. Keys: text, mode, timings, usage, finish_reason."""
+
+
+class Configure(Callback):
+    """Sets what one call selects and how it trains; the integrations' handlers are this, too.
+
+    It keeps nothing of a call, so one may serve many at once. Subclasses that override a hook of it
+    call the overridden one as well.
+
+    Args:
+        k: Passages to select. None leaves what the call says.
+        noise: Of the selection. None leaves what the call says.
+        training: The `TrainingConfig` to train with. None leaves what the call or engine says.
+        stop_when: Asked after each training step, with its event (step, steps, loss, ...); True
+            ends the training there, and what was learnt is used.
+
+    Raises:
+        ValueError: k below 1, or noise that is not above 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        k: int | None = None,
+        noise: float | None = None,
+        training: Any = None,
+        stop_when: Callable[[Event], bool] | None = None,
+    ) -> None:
+        if k is not None and k < 1:
+            raise ValueError(f"k is {k}; it must be at least 1.")
+        if noise is not None and not noise > 0:
+            raise ValueError(f"noise is {noise}; it must be above 0.")
+        self.k = k
+        self.noise = noise
+        self.training = training
+        self.stop_when = stop_when
+
+    def on_start(self, event: Event, control: Control) -> None:
+        """Set k, noise and training."""
+        control.k = control.k if self.k is None else self.k
+        control.noise = control.noise if self.noise is None else self.noise
+        control.training = self.training or control.training
+
+    def on_train_start(self, event: Event, control: Control) -> None:
+        """Set the training, where nothing announced the start."""
+        control.training = self.training or control.training
+
+    def on_train_step(self, event: Event, control: Control) -> None:
+        """Ask `stop_when`."""
+        if self.stop_when and self.stop_when(event):
+            control.stop()
 
 
 def emit(
