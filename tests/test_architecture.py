@@ -111,7 +111,7 @@ def test_only_the_pipeline_sees_both_selection_and_training() -> None:
 
 
 INTEGRATIONS = sorted((PACKAGE.parent / "integrations").rglob("*.py"))
-FRAMEWORK = {"langchain_sift": "langchain_core"}
+FRAMEWORK = {"langchain_sift": "langchain_core", "llama_index_sift": "llama_index"}
 
 
 @pytest.mark.parametrize("path", INTEGRATIONS, ids=lambda path: f"{path.parent.name}.{path.stem}")
