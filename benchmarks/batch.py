@@ -23,25 +23,22 @@ import os
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before NumPy and torch read it
 
-import argparse
 import importlib
-import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from results_file import arguments, explained, load_average, machine, show
 
 from sift_rag.batches import sift_batch
 from sift_rag.candidates import nearest_each
 from sift_rag.selection import sift
 
-RESULTS = Path(__file__).parent / "results" / "batch.md"
 PACKAGES = ["activeft", "pyversity", "faiss-cpu", "torch", "numpy"]
 BATCH, CORPUS, DIMENSIONS, FETCH_K, K = 32, 10_000, 384, 100, 10
 ROUNDS = 7
@@ -256,44 +253,23 @@ def table(title: str, makers: list[Callable[[Work], dict[str, Selector]]]) -> It
         yield f"Not installed: {', '.join(missing)}.\n"
 
 
-def machine() -> Iterator[str]:
+def head() -> Iterator[str]:
     yield "# Batches\n"
     yield "    python benchmarks/batch.py --write\n"
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    cpu = names[0] if names else platform.processor() or "unknown CPU"
-    yield f"{cpu}, {os.cpu_count()} cores, one thread; {platform.system()},"
-    yield f"Python {platform.python_version()}; {', '.join(versions())}."
-    yield f"Load average while measuring: {os.getloadavg()[0]:.1f}.\n"
-    yield (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2]
+    yield from machine(*PACKAGES)
+    yield load_average() + "\n"
+    yield explained(__doc__)
     yield (
         '"picks as the paper\'s" counts the queries whose ordered picks are all identical; a\n'
         "selection that stands in another query's place is not.\n"
     )
 
 
-def versions() -> Iterator[str]:
-    for package in PACKAGES:
-        try:
-            yield f"{package} {version(package)}"
-        except PackageNotFoundError:
-            yield f"no {package}"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"write results/{RESULTS.name}")
-    write = parser.parse_args().write
+    write = arguments("batch.md", __doc__).parse_args().write
     whole = table("Search and selection", [ours, activeft, pyversity])
     alone = table("Selection alone", [ours_alone, activeft_alone, pyversity_alone])
-    lines = []
-    for part in (machine(), whole, alone):
-        for line in part:
-            print(line, flush=True)
-            lines.append(line)
-    if write:
-        RESULTS.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    show("batch.md", chain(head(), whole, alone), write=write)
 
 
 if __name__ == "__main__":

@@ -25,16 +25,16 @@ import os
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before NumPy reads it
 
-import argparse
-import platform
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from results_file import arguments, machine, show
 from retrieval_data import SETS, Corpus, Dataset, Question, corpus, load, vectors
 
 from sift_rag.embeddings import minilm
@@ -43,7 +43,6 @@ from sift_rag.refetch import Search, sift_search
 from sift_rag.selection import sift
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "fetch_k.md"
 LEVELS = ("clean", "windows", "copies 80 %")
 FETCH_KS, KS = (20, 50, 100, 200), (5, 10)
 QUESTIONS, SEARCHED = 150, 40
@@ -201,37 +200,20 @@ def store(rows: NDArray[Any]) -> Search:
 def head() -> Iterator[str]:
     yield "# fetch_k\n"
     yield f"{(__doc__ or '').rstrip()}\n"
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    cpu = names[0] if names else platform.processor() or "unknown CPU"
-    yield f"{cpu}, {os.cpu_count()} cores, one thread; {platform.system()},"
-    yield f"Python {platform.python_version()}; numpy {np.__version__}. No figure is a time.\n"
+    yield from machine("numpy")
+    yield "No figure is a time.\n"
     yield ADVICE
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--write", action="store_true", help=f"write results/{RESULTS.name}")
-    write = parser.parse_args().write
+    write = arguments("fetch_k.md", __doc__).parse_args().write
     folder = Path(os.environ.get("SIFT_RAG_DATA", HERE.parents[1] / "shared" / "data"))
     if not (folder / "qa").is_dir():
         sys.exit(f"{folder} has no folder qa: set SIFT_RAG_DATA to the folder of the open data")
     sets = [load(name, folder) for name in SETS]
     cases = {level: [case(data, level) for data in sets] for level in LEVELS}
-    lines = []
-    for part in (
-        head(),
-        *(fixed(cases, name) for name in KERNELS),
-        *(searched(cases, name) for name in KERNELS),
-    ):
-        for line in part:
-            print(line, flush=True)
-            lines.append(line)
-    if write:
-        RESULTS.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    tables = [part(cases, name) for part in (fixed, searched) for name in KERNELS]
+    show("fetch_k.md", chain(head(), *tables), write=write)
 
 
 if __name__ == "__main__":

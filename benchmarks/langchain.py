@@ -29,18 +29,17 @@ import os
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before NumPy and FAISS read it
 
-import argparse
 import asyncio
-import platform
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from results_file import arguments, explained, load_average, machine, show
 
 if __name__ == "__main__":  # whoever looks for the package `langchain` must not find this file
     sys.path.remove(str(Path(__file__).resolve().parent))
@@ -56,7 +55,6 @@ from numpy.typing import NDArray
 from sift_rag import sift
 from sift_rag.events import Control, Event
 
-RESULTS = Path(__file__).parent / "results" / "langchain.md"
 PACKAGES = ["langchain-core", "langchain-community", "faiss-cpu", "numpy"]
 CORPUS, SMALL, DIMENSIONS, FETCH_K, K = 100_000, 2_000, 384, 50, 5
 QUESTIONS, ROUNDS = 120, 5
@@ -240,25 +238,19 @@ def check(w: Work, retriever: BaseRetriever) -> Iterator[str]:
     yield f"Picks as `sift` of the exact {FETCH_K} nearest gives them: {same} of {QUESTIONS}.\n"
 
 
-def machine() -> Iterator[str]:
+def head() -> Iterator[str]:
     yield "# LangChain\n"
     yield "    python benchmarks/langchain.py --write\n"
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    cpu = names[0] if names else platform.processor() or "unknown CPU"
-    yield f"{cpu}, {os.cpu_count()} cores, one thread; {platform.system()},"
-    yield f"Python {platform.python_version()};"
-    yield f"{', '.join(f'{package} {version(package)}' for package in PACKAGES)}."
-    yield f"Load average while measuring: {os.getloadavg()[0]:.1f}.\n"
-    yield (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2]
+    yield from machine(*PACKAGES)
+    yield load_average() + "\n"
+    yield explained(__doc__)
     yield f"{QUESTIONS} questions, {ROUNDS} rounds.\n"
 
 
 def everything() -> Iterator[str]:
     w = work(CORPUS)
     each = retrievers(w.store)
-    yield from machine()
+    yield from head()
     yield from table("invoke", w, {name: found.invoke for name, found in each.items()})
     loop = asyncio.new_event_loop()
 
@@ -276,15 +268,8 @@ def everything() -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"write results/{RESULTS.name}")
-    write = parser.parse_args().write
-    lines = []
-    for line in everything():
-        print(line, flush=True)
-        lines.append(line)
-    if write:
-        RESULTS.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    write = arguments("langchain.md", __doc__).parse_args().write
+    show("langchain.md", everything(), write=write)
 
 
 if __name__ == "__main__":

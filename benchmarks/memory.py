@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 import torch
-from training import CONFIG, machine
+from results_file import machine
+from training import CONFIG
 
 from sift_rag import tiny
 from sift_rag.engine import Engine, Mode
@@ -70,9 +71,10 @@ def main() -> None:
     found = measure(arguments.model)
     rows = "\n".join(f"| {number:,} | {mib:.1f} |" for number, mib in found.items())
     growth = found[LOOKS[-1]] / found[LOOKS[0]] - 1
+    where = " ".join(machine("torch", "transformers", "peft", "accelerate"))
     text = (
         "# Memory of one engine\n\n`python benchmarks/memory.py --write`\n\n"
-        f"{machine(1)}.\n\n| questions | resident MiB |\n|---:|---:|\n{rows}\n\n"
+        f"{where}\n\n| questions | resident MiB |\n|---:|---:|\n{rows}\n\n"
         f"From {LOOKS[0]} to {LOOKS[-1]:,} questions: {growth:+.1%}. Wanted: at most 5 %.\n"
     )
     print(text)

@@ -1,12 +1,10 @@
 """The page of `retrieval.py` as Markdown; numbers come from `retrieval_measures`."""
 
-import os
-import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+import results_file
 from retrieval_measures import BUDGETS, Level, one_for_all
 from retrieval_metrics import KS, RESAMPLES, Flags, Interval
 from retrieval_selectors import DEFAULT, MMR, NEAREST, PAPER, Selector, installed
@@ -53,27 +51,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
 
 def machine() -> Lines:
     """What the figures were taken with."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    cpu = names[0] if names else platform.processor() or "unknown CPU"
     constants = [
         f"{name} {value:g}"
         for name, value in (vars(kernels) | {"NOISE": problem.NOISE}).items()
         if name.isupper() and isinstance(value, float)
     ]
-    yield f"{cpu}, {os.cpu_count()} cores, one thread; {platform.system()},"
-    yield f"Python {platform.python_version()}; {', '.join(map(_version, PACKAGES))}."
+    yield from results_file.machine(*PACKAGES)
     yield f"SIFT's default at these constants of the library: {', '.join(constants)}.\n"
     if not installed():
         yield "pyversity is not installed: its rows are missing.\n"
-
-
-def _version(package: str) -> str:
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return f"{package} not installed"
 
 
 def overview(levels: Sequence[Level]) -> Lines:

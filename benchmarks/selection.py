@@ -23,23 +23,20 @@ import os
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before NumPy and torch read it
 
-import argparse
 import importlib
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from results_file import arguments, explained, machine, show
 
 from sift_rag.rivals import mmr, nearest
 from sift_rag.selection import sift
 
-RESULTS = Path(__file__).parent / "results" / "selection.md"
 SHAPES = [(50, 200, 384), (50, 200, 1024), (10, 100, 768), (50, 1000, 768)]  # k of n, at d
 PACKAGES = [
     "activeft",
@@ -240,37 +237,17 @@ def agreement() -> Iterator[str]:
     yield ""
 
 
-def machine() -> Iterator[str]:
+def head() -> Iterator[str]:
     yield "# Selection\n"
     yield "    python benchmarks/selection.py --write\n"
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    cpu = names[0] if names else platform.processor() or "unknown CPU"
-    yield f"{cpu}, {os.cpu_count()} cores, one thread; {platform.system()},"
-    yield f"Python {platform.python_version()}; {', '.join(versions())}.\n"
-    yield (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2]
-
-
-def versions() -> Iterator[str]:
-    for package in PACKAGES:
-        try:
-            yield f"{package} {version(package)}"
-        except PackageNotFoundError:
-            yield f"no {package}"
+    yield from machine(*PACKAGES)
+    yield ""
+    yield explained(__doc__)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"write results/{RESULTS.name}")
-    write = parser.parse_args().write
-    lines = []
-    for part in (machine(), *map(table, SHAPES), agreement()):
-        for line in part:
-            print(line, flush=True)
-            lines.append(line)
-    if write:
-        RESULTS.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    write = arguments("selection.md", __doc__).parse_args().write
+    show("selection.md", chain(head(), *map(table, SHAPES), agreement()), write=write)
 
 
 if __name__ == "__main__":

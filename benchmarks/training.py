@@ -17,19 +17,17 @@ one a step: their losses must be equal.
 
 import argparse
 import copy
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from results_file import machine
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
@@ -330,29 +328,18 @@ def overheads(taken: dict[str, float]) -> str:
     )
 
 
-def machine(threads: int) -> str:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    packages = ("torch", "transformers", "peft", "accelerate")
-    return (
-        f"{cpu}, {os.cpu_count()} cores, {threads} thread(s), Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in packages)
-    )
-
-
 def report(b: Bench, threads: int, repeats: int) -> str:
     tokens = sum(len(text) for text in b.texts)
     reset_times = reset(b, 4 * repeats)
     step_times, step_gap = step(b, repeats)
     question_times, question_gap = question(b, repeats)
     size = sum(weight.numel() for weight in b.lm.model.parameters()) / 1e6
+    packages = ("torch", "transformers", "peft", "accelerate")
+    where = " ".join(machine(*packages, threads=threads))
     parts = [
         "# Test-time training, timed\n",
         f"`python benchmarks/training.py --write --threads {threads} --repeats {repeats}`\n",
-        f"{machine(threads)}. A model of {size:.1f}M parameters; {PASSAGES} passages of "
+        f"{where} A model of {size:.1f}M parameters; {PASSAGES} passages of "
         f"{tokens / PASSAGES:.0f} tokens; rank {CONFIG.rank}, all linear layers. Medians of "
         f"{repeats} interleaved repeats ({4 * repeats} for the reset), CPU time.\n",
         table("Reset", reset_times, "CPU ms", "Wanted: at most 1 ms."),

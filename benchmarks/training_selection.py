@@ -26,11 +26,9 @@ import argparse
 import hashlib
 import json
 import math
-import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -38,6 +36,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from results_file import machine
 from retrieval_data import CACHE, Dataset, Passage, corpus, vectors
 
 from sift_rag import tiny
@@ -414,15 +413,11 @@ def question_table(learner: Learner, found: list[Asked], k: int) -> Iterator[str
 # --- report
 
 
-def machine() -> Iterator[str]:
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
+def head() -> Iterator[str]:
     yield "# Which texts to train on\n"
     yield "    python benchmarks/training_selection.py --write\n"
-    yield f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, one thread;"
-    yield f"Python {platform.python_version()}, {packages}.\n"
+    yield from machine("torch", "transformers", "peft")
+    yield ""
     yield (__doc__ or "").split("\n\n", 3)[3]
 
 
@@ -472,7 +467,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write results/{RESULTS.name}")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = list(machine())
+    lines = list(head())
     for part in (likeness(options.texts), reading(options.questions)):
         lines += part
     print(text := "\n".join(lines).rstrip() + "\n")

@@ -18,24 +18,21 @@ import os
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before NumPy and torch read it
 
-import argparse
-import platform
 import statistics
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from results_file import arguments, explained, machine, show
 
 from sift_rag.blocks import sift_corpus
 from sift_rag.kernels import calibrated
 from sift_rag.selection import Selection, sift
 
-RESULTS = Path(__file__).parent / "results" / "whole_corpus.md"
 CLUSTERS, GENERATED = 5_000, 20_000  # rows generated at a time
 
 Rows = NDArray[np.float32]
@@ -140,12 +137,9 @@ def measured(n: int, d: int, k: int, repeats: int) -> Iterator[str]:
 def head() -> Iterator[str]:
     yield "# SIFT over a whole corpus\n"
     yield "    python benchmarks/whole_corpus.py --write\n"
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    name = next((line.partition(":")[2].strip() for line in info if "model name" in line), "")
-    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    yield f"{name}, {os.cpu_count()} cores, one thread; {platform.system()},"
-    yield f"Python {platform.python_version()}; {packages}.\n"
-    yield (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2]
+    yield from machine(*PACKAGES)
+    yield ""
+    yield explained(__doc__)
     yield "Wanted: at most 12 times one search, and at most 25 % more memory.\n"
 
 
@@ -153,18 +147,12 @@ PACKAGES = ("faiss-cpu", "numpy", "torch")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"write results/{RESULTS.name}")
+    parser = arguments("whole_corpus.md", __doc__)
     for name, default in (("n", 1_000_000), ("d", 384), ("k", 10), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
-    lines = []
-    for part in (head(), measured(given.n, given.d, given.k, given.repeats)):
-        for line in part:
-            print(line, flush=True)
-            lines.append(line)
-    if given.write:
-        RESULTS.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    lines = chain(head(), measured(given.n, given.d, given.k, given.repeats))
+    show("whole_corpus.md", lines, write=given.write)
 
 
 if __name__ == "__main__":
