@@ -330,7 +330,7 @@ class _Run:
 
 def _prior(corpus: _Corpus, problem: Problem, cosines: NDArray[Any]) -> tuple[Floats, Floats]:
     """`Problem.prior` of all rows, its scale taken from the nearest: (m, n) and (m,)."""
-    kernel, (near, prior) = problem.kernel, problem.prior()
+    kernel, (near, prior, _) = problem.kernel, problem.prior()
     covs = np.array(cosines, dtype=np.float64)
     if isinstance(kernel, Checked):
         for span in corpus.spans:

@@ -43,21 +43,26 @@ def signs(context: Context) -> Floats:
     The cosine is stretched to the usual range. The second is its distance from the mean of the
     other candidates in standard deviations, each weighed by how little of it another repeats.
     """
-    return np.array([_signs(query, context.rows) for query in context.queries])
+    return np.array([_signs(query, context) for query in context.queries])
 
 
-def _signs(query: NDArray[Any], rows: NDArray[Any]) -> tuple[float, float]:
-    cosines = linear(query[None], rows)[0]
-    order = np.argsort(-cosines, kind="stable")[:NEAREST]
-    cosines, rows = cosines[order], rows[order]
+def _signs(query: NDArray[Any], context: Context) -> tuple[float, float]:
+    cosines, rows, known = linear(query[None], context.rows)[0], context.rows, context.alike
+    if len(rows) > NEAREST:
+        order = np.argsort(-cosines, kind="stable")[:NEAREST]
+        cosines, rows, known = cosines[order], rows[order], None
     spread = spread_of(cosines)
-    alike = rbf(TAU * spread)(rows, rows)  # (n, n)
-    weights = (1.0 - alike[0]) / alike.sum(axis=1)  # the best one and its copies do not count
+    if known is not None and known[0] == TAU * spread:  # the default kernel has just had it
+        alike = known[1]  # (n, n)
+    else:
+        alike = rbf(TAU * spread)(rows, rows)
+    best = int(cosines.argmax())
+    weights = (1.0 - alike[best]) / alike.sum(axis=1)  # it and its copies do not count
     weights = np.maximum(weights, 0.0)
-    stretched = 1.0 - (1.0 - cosines[0]) / spread
+    stretched = 1.0 - (1.0 - cosines[best]) / spread
     total = weights.sum()
     if total < 1e-6:  # one candidate, or copies of one: nothing to stand out from
         return stretched, 0.0
     mean = weights @ cosines / total
     deviation = np.sqrt(weights @ (cosines - mean) ** 2 / total)
-    return stretched, float((cosines[0] - mean) / max(deviation, 0.02 * spread))
+    return stretched, float((cosines[best] - mean) / max(deviation, 0.02 * spread))

@@ -83,6 +83,8 @@ class Engine:
         name: Of the model: its folder or its name on the hub; else its class.
         training: How to train where a call does not say it.
         max_new_tokens: Length of an answer at most, where a call does not say it.
+        context: Tokens that the model can see, prompt and answer together.
+        chat: Whether prompts go through a chat template.
 
     Raises:
         ValueError: If the model is no causal language model.
@@ -103,6 +105,8 @@ class Engine:
         self.name = str(model.config.name_or_path or type(model).__name__)
         self.training = training or TrainingConfig()
         self.max_new_tokens = _given(max_new_tokens, min(256, lm.context // 4))
+        self.context = lm.context
+        self.chat = bool(chat and tokenizer.chat_template)
         self._counter: PreTrainedTokenizerBase | None = None
         self._worker = Worker("sift_rag.Engine")
         # Also when the engine is dropped and when the interpreter ends.

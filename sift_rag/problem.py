@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -57,6 +57,20 @@ class Options(TypedDict, total=False):
     combine: Combine
 
 
+class Prior(NamedTuple):
+    """Covariances before the first pick.
+
+    Attributes:
+        cross: Of queries and candidates, (m, n).
+        variance: Of the queries, (m,).
+        gram: Of the candidates with each other, (n, n), where it had to be computed.
+    """
+
+    cross: Floats
+    variance: Floats
+    gram: Floats | None
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Made by `checked`; `Options` says what the settings are."""
@@ -93,8 +107,8 @@ class Problem:
                 raise self.indefinite() from error
         return np.concatenate([covs.diagonal() for covs in found])
 
-    def prior(self) -> tuple[Floats, Floats]:
-        """Covariances of queries and candidates (m, n), and the queries' variances (m,).
+    def prior(self) -> Prior:
+        """What holds before the first pick.
 
         A kernel that is wider between question and passage leaves the scale of a question open: it
         moves no pick. It is set so that all candidates together (the nearest 128) would leave
@@ -105,14 +119,16 @@ class Problem:
             cosines = linear(self.queries, self.rows)
             cosines -= cosines.max(axis=1, keepdims=True)  # the nearest counts 1: no underflow
             cross = np.exp(cosines / self.kernel.query_tau)
-            cross /= np.sqrt(self._knowable(cross))[:, None]
-            return cross, np.ones(len(cross))
-        return self.kernel(self.queries, self.rows), self.variance(self.queries)
+            few = cross.shape[1] <= KNOWN_FROM
+            gram = self.kernel(self.rows, self.rows) if few else None
+            cross /= np.sqrt(self._knowable(cross, gram))[:, None]
+            return Prior(cross, np.ones(len(cross)), gram)
+        return Prior(self.kernel(self.queries, self.rows), self.variance(self.queries), None)
 
-    def _knowable(self, cross: Floats) -> Floats:
+    def _knowable(self, cross: Floats, gram: Floats | None) -> Floats:
         """Variance of each query that its nearest candidates together would remove, (m,)."""
-        if cross.shape[1] <= KNOWN_FROM:
-            return removable(self.kernel(self.rows, self.rows), cross, self.noise)
+        if gram is not None:
+            return removable(gram, cross, self.noise)
         each = zip(cross, nearest_by(cross), strict=True)
         near = [(one[None, those], self.rows[those]) for one, those in each]
         return np.concatenate([removable(self.kernel(x, x), one, self.noise) for one, x in near])

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sift_rag.coverage import coverage
-from sift_rag.kernels import Floats, Kernel
-from sift_rag.problem import NOISE, Combine, Problem, Room, checked
+from sift_rag.kernels import Floats, Kernel, Rbf
+from sift_rag.problem import NOISE, Combine, Prior, Problem, Room, checked
 
 if TYPE_CHECKING:
     from sift_rag.explaining import Explanation, Texts
@@ -41,11 +41,14 @@ class Context:
         rows: (n, d) unit rows.
         positions: (n,) int64, the index that a selection gives to each row; None where that is
             simply its number.
+        alike: Of an rbf kernel the width and the (n, n) covariances of the rows, where they had to
+            be computed.
     """
 
     queries: NDArray[Any]
     rows: NDArray[Any]
     positions: NDArray[np.int64] | None = None
+    alike: tuple[float, Floats] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,35 +208,37 @@ def sift(
         budget=budget,
         combine=combine,
     )
-    order, gains, gone, prior = _greedy(problem, None)
+    prior = problem.prior()
+    order, gains, gone = _greedy(problem, prior, None)
     if problem.costs is not None:
-        other = _greedy(problem, problem.costs)
-        # more than another order's rounding
-        if _told(problem, other[2], prior) > _told(problem, gone, prior) * (1.0 + problem.tie):
-            order, gains, gone, prior = other
-    return _selection(order, np.array(gains), float(prior.sum()), problem)
+        other = _greedy(problem, prior, problem.costs)
+        told, more = (_told(problem, prior, each) for each in (gone, other[2]))
+        if more > told * (1.0 + problem.tie):  # more than another order's rounding
+            order, gains, _ = other
+    return _selection(order, np.array(gains), prior, problem)
 
 
-def _told(problem: Problem, gone: Floats, prior: Floats) -> float:
+def _told(problem: Problem, prior: Prior, gone: Floats) -> float:
     """What picks are to make large: the variance removed, or removed from the worst query."""
-    return float(gone.sum() if problem.combine == "sum" else prior.max() - (prior - gone).max())
+    if problem.combine == "sum":
+        return float(gone.sum())
+    return float(prior.variance.max() - (prior.variance - gone).max())
 
 
 def _greedy(
-    problem: Problem, price: Floats | None
-) -> tuple[list[int], list[float], Floats, Floats]:
-    """Picks by gain, or by gain per price (n,): order, gains; each query's loss, prior (m,)."""
+    problem: Problem, prior: Prior, price: Floats | None
+) -> tuple[list[int], list[float], Floats]:
+    """Picks by gain, or by gain per price (n,); their gains; what each query (m,) has lost."""
     rows, noise, kernel, tie = problem.rows, problem.noise, problem.kernel, problem.tie
-    prior_covs, prior = problem.prior()
-    covs = list(prior_covs)  # m of (n,)
-    gone = np.zeros_like(prior)
+    covs = list(prior.cross.copy())  # m of (n,)
+    gone = np.zeros_like(prior.variance)
     spread = problem.variance(rows) + noise  # (n,)
     factor = np.empty((min(problem.k, 64), len(rows)))  # row t: cov(x, pick t) / root of its spread
     room = Room(problem)
     order: list[int] = []
     gains: list[float] = []
     for t in range(problem.k):
-        served = covs if problem.combine == "sum" else [covs[int((prior - gone).argmax())]]
+        served = covs if problem.combine == "sum" else [covs[int((prior.variance - gone).argmax())]]
         gain = served[0] * served[0]  # (n,)
         for cov in served[1:]:
             gain += cov * cov
@@ -253,9 +258,9 @@ def _greedy(
         if t + 1 == problem.k:
             break
         room.take(i)
-        row = kernel(rows[i : i + 1], rows)[0]  # (n,)
+        row = kernel(rows[i : i + 1], rows)[0] if prior.gram is None else prior.gram[i]  # (n,)
         if t:
-            row -= factor[:t, i] @ factor[:t]  # prior to posterior covariance with pick i
+            row = row - factor[:t, i] @ factor[:t]  # prior to posterior covariance with pick i
         root = math.sqrt(spread.item(i))
         if t == len(factor):
             factor = np.concatenate([factor, np.empty_like(factor)])
@@ -265,7 +270,7 @@ def _greedy(
         spread -= row * row
     if spread.min() <= 0:
         raise problem.indefinite()
-    return order, gains, gone, prior
+    return order, gains, gone
 
 
 def best_gain(gain: Floats, rows: NDArray[Any], tie: float) -> int:
@@ -284,18 +289,21 @@ def best_gain(gain: Floats, rows: NDArray[Any], tie: float) -> int:
 def account(order: list[int], problem: Problem) -> Selection:
     """The gains of SIFT for a given order: squares of `L^-1 k_X(q)`, `L L^T = K_X + noise I`."""
     picks = problem.rows[order]  # (k, d)
-    covs, prior = problem.prior()
+    prior = problem.prior()
     noisy = problem.kernel(picks, picks) + problem.noise * np.eye(len(picks))  # (k, k)
     try:
         root = np.linalg.cholesky(noisy)
     except np.linalg.LinAlgError as error:
         raise problem.indefinite() from error
-    whitened = np.linalg.solve(root, covs[:, order].T)  # (k, m)
+    whitened = np.linalg.solve(root, prior.cross[:, order].T)  # (k, m)
     gains = np.add.reduce(whitened * whitened, axis=1)
-    return _selection(order, gains, float(prior.sum()), problem)
+    return _selection(order, gains, prior, problem)
 
 
-def _selection(order: list[int], gains: Floats, initial: float, problem: Problem) -> Selection:
+def _selection(order: list[int], gains: Floats, prior: Prior, problem: Problem) -> Selection:
+    initial = float(prior.variance.sum())
     left = np.maximum(initial - gains.cumsum(), 0.0)  # the gains add up exactly to what is gone
-    context = Context(problem.queries, problem.rows)
+    kernel, gram = problem.kernel, prior.gram
+    alike = (kernel.tau, gram) if isinstance(kernel, Rbf) and gram is not None else None
+    context = Context(problem.queries, problem.rows, alike=alike)
     return Selection(np.array(order, dtype=np.int64), gains, left, initial, context)

@@ -13,7 +13,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,8 +91,8 @@ class VectorSource(ABC, Generic[D, E, S]):
         """
         if policy not in ("auto", "store", "embed"):
             raise ValueError(f'vectors must be "auto", "store" or "embed", got {policy!r}.')
-        self._settings = (embeddings, store, policy, vector_key)
-        self._embeddings, self._store, self._policy, self._key = self._settings
+        self._embeddings, self._store = embeddings, store
+        self._policy, self._key = policy, vector_key
         self._max_entries = max_entries
         self._adapter = None if embeddings is None else _Adapter(self, embeddings)
         self._cache = self._adapter and CachedEmbedder(self._adapter, max_entries=max_entries)
@@ -106,8 +106,9 @@ class VectorSource(ABC, Generic[D, E, S]):
         vector_key: str | None,
     ) -> Self:
         """This one if these are its settings, else one with them that shares what it remembers."""
-        settings = (embeddings, store, policy, vector_key)
-        if all(a is b or a == b for a, b in zip(settings, self._settings, strict=True)):
+        # Frameworks' own `==` may compare all vectors of two stores: here they are the same object.
+        same = embeddings is self._embeddings and store is self._store
+        if same and (policy, vector_key) == (self._policy, self._key):
             return self
         other = type(self)(
             embeddings, store, policy=policy, vector_key=vector_key, max_entries=self._max_entries
@@ -176,6 +177,10 @@ class VectorSource(ABC, Generic[D, E, S]):
         rows[~known] = 0.0
         return Resolved(rows, known, counts, seconds)
 
+    @property
+    def _title(self) -> str:
+        return "None" if self._store is None else self.title(self._store)
+
     def _own(self, document: D) -> Rows | None:
         """The vector that a document carries."""
         vector = self.carried(document, self._key)
@@ -230,8 +235,8 @@ class VectorSource(ABC, Generic[D, E, S]):
                     f"The vector of document {self.name(documents[i])!r} has {len(row)} dimensions,"
                     f" wanted {dimensions} as the question's: the embeddings given"
                     f" ({type(self._embeddings).__name__}) are not those of the store"
-                    f" ({type(self._store).__name__}). Pass those that its passages were embedded"
-                    " with: embeddings=..."
+                    f" ({self._title}). Pass those that its passages were embedded"
+                    f" with: {self.argument}=..."
                 )
         if len(found) == len(documents) > 0:
             return np.stack([found[i] for i in range(len(documents))])
@@ -247,13 +252,13 @@ class VectorSource(ABC, Generic[D, E, S]):
             'vectors="store" forbids to embed them. Use vectors="auto", or a store that gives its'
             " vectors."
             if self._policy == "store"
-            else "There are no embeddings to embed them: pass embeddings=..."
+            else f"There are no embeddings to embed them: pass {self.argument}=..."
         )
         return ValueError(f"{len(names)} of {n} passages have no vector ({shown}). {cure}")
 
     def _warn_of_loss(self, cosine: float) -> None:
         warnings.warn(
-            f"The vectors that the store {type(self._store).__name__} gives are not those of the"
+            f"The vectors that the store {self._title} gives are not those of the"
             f" embeddings (cosine {cosine:.3f}, wanted above {SAME}): its index is lossy, or these"
             " are not its embeddings. They are not used; passages are embedded anew.",
             stacklevel=2,
@@ -265,7 +270,7 @@ class VectorSource(ABC, Generic[D, E, S]):
         if 2 * embedded > n:
             warn_once(
                 "cost",
-                f"The store {type(self._store).__name__} gives no vectors: embedding {embedded}"
+                f"The store {self._title} gives no vectors: embedding {embedded}"
                 f" passages took {seconds:.2f} s a query. Use a store that gives them (see the"
                 ' table in the integration\'s README), or vectors="embed" if that is as wanted.',
             )
@@ -301,6 +306,11 @@ class VectorSource(ABC, Generic[D, E, S]):
     @abstractmethod
     def exact(store: S) -> bool:
         """Whether the store's vectors are surely those that it was given, up to length."""
+
+    @staticmethod
+    def title(store: S) -> str:
+        """What messages call a store."""
+        return type(store).__name__
 
     async def aasked(self, store: S, documents: Sequence[D]) -> Mapping[int, Rows]:
         """As `asked`, without blocking the event loop."""

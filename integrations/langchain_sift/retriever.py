@@ -108,21 +108,23 @@ class SIFTRetriever(Selecting, BaseRetriever):
             kwargs: `k`, `fetch_k`, `noise` and the other settings of a selection; anything else
                 goes to the search (`filter`, say).
         """
-        if own := self._set_by(kwargs):
+        if kwargs and (own := self._set_by(kwargs)):
             return own.invoke(input, config, **kwargs)
-        config = self._with_own_callbacks(config)
-        return super().invoke(input, config, configurable=config.get("configurable"), **kwargs)
+        if self.callbacks or self.retriever:
+            config = self._with_own_callbacks(config)
+            kwargs["configurable"] = config.get("configurable")
+        return super().invoke(input, config, **kwargs)
 
     async def ainvoke(
         self, input: str, config: RunnableConfig | None = None, **kwargs: Any
     ) -> list[Document]:
         """As `invoke`; the event loop is never held up."""
-        if own := self._set_by(kwargs):
+        if kwargs and (own := self._set_by(kwargs)):
             return await own.ainvoke(input, config, **kwargs)
-        config = self._with_own_callbacks(config)
-        return await super().ainvoke(
-            input, config, configurable=config.get("configurable"), **kwargs
-        )
+        if self.callbacks or self.retriever:
+            config = self._with_own_callbacks(config)
+            kwargs["configurable"] = config.get("configurable")
+        return await super().ainvoke(input, config, **kwargs)
 
     def _set_by(self, kwargs: dict[str, Any]) -> Self | None:
         """A retriever with the settings among a call's arguments, which are taken out of them."""
@@ -227,7 +229,8 @@ class SIFTRetriever(Selecting, BaseRetriever):
         own = _handlers(self.callbacks)  # first, so that those in the config have the last word
         handlers = [each for each in own if each in run_manager.handlers]
         handlers += [each for each in run_manager.handlers if each not in own]
-        call = self._begin(query, handlers, run_manager.get_child(), k=k, fetch_k=fetch_k)
+        child = run_manager.get_child() if handlers else None
+        call = self._begin(query, handlers, child, k=k, fetch_k=fetch_k)
         return call, max(fetch_k, call.k)
 
     def _base(self) -> RetrieverLike:

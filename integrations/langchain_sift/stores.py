@@ -6,11 +6,8 @@ that are read: no store's package is imported. Letters: n documents, d dimension
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,17 +15,12 @@ import numpy as np
 from langchain_core.documents import Document
 from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore
-from numpy.typing import NDArray
 
-Row = NDArray[np.float32]
-Found = Iterable[tuple[Any, Any]]
-"""What a store gave: (key, vector), in any order."""
-
-_logger = logging.getLogger(__name__)
-_reported: set[str] = set()
+from sift_rag.stored import Found, Kind, Kinds, is_exact_faiss
+from sift_rag.vectors import Rows
 
 
-def stored_vectors(store: VectorStore, documents: Sequence[Document]) -> dict[int, Row]:
+def stored_vectors(store: VectorStore, documents: Sequence[Document]) -> dict[int, Rows]:
     """The vectors that the store holds of documents it has returned, in one call to the store.
 
     A store that fails, or has changed since, is no error: what it does not give is left out, and
@@ -43,28 +35,12 @@ def stored_vectors(store: VectorStore, documents: Sequence[Document]) -> dict[in
         is of an unknown kind, or its index cannot give vectors back. They may be lossy where
         `is_exact` is False.
     """
-    kind = _kind(store)
-    places = _places(kind, documents)
-    if kind is None or not places:
-        return {}
-    try:
-        return _placed(kind.fetch(store, list(places)), places)
-    except Exception as error:  # whatever a store raises: a retrieval goes on without its vectors
-        return _report(store, error)
+    return _KINDS.rows(store, documents)
 
 
-async def astored_vectors(store: VectorStore, documents: Sequence[Document]) -> dict[int, Row]:
+async def astored_vectors(store: VectorStore, documents: Sequence[Document]) -> dict[int, Rows]:
     """`stored_vectors` for callers in an event loop, and for stores that are asynchronous only."""
-    kind = _kind(store)
-    if kind is None or kind.afetch is None or not _has_async(store):
-        return await run_in_executor(None, stored_vectors, store, documents)
-    places = _places(kind, documents)
-    if not places:
-        return {}
-    try:
-        return _placed(await kind.afetch(store, list(places)), places)
-    except Exception as error:  # as above
-        return _report(store, error)
+    return await _KINDS.arows(store, documents)
 
 
 def is_exact(store: VectorStore) -> bool:
@@ -74,10 +50,7 @@ def is_exact(store: VectorStore) -> bool:
         False where that is not known, as of most FAISS indexes: embed one document anew and
         compare before trusting the others.
     """
-    kind = _kind(store)
-    if kind is None:
-        return False
-    return kind.name != "FAISS" or _exact_index(getattr(store, "index", None))
+    return _KINDS.is_exact(store)
 
 
 def search(
@@ -129,7 +102,7 @@ def _ways(
     store: VectorStore, query: str, vector: list[float], k: int, kwargs: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Methods to try, best first: name, first argument, keyword arguments."""
-    kind = _kind(store)
+    kind = _KINDS.of(store)
     name = kind.name if kind else ""
     given: dict[str, Any] = {"k": k, **kwargs}
     if name == "FAISS" and kwargs.get("filter") is not None:
@@ -176,25 +149,6 @@ def _cannot_search(store: VectorStore) -> NotImplementedError:
     )
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """How one sort of store is known and read.
-
-    Attributes:
-        name: Of its class.
-        needs: Attributes without which it is another store of that name, or another version.
-        fetch: The one call: store, distinct keys -> (key, vector) of those that it has.
-        afetch: The same for stores that may be asynchronous only.
-        key: What the store calls a document, None where that cannot be told.
-    """
-
-    name: str
-    needs: tuple[str, ...]
-    fetch: Callable[[Any, list[Any]], Found]
-    afetch: Callable[[Any, list[Any]], Awaitable[Found]] | None = None
-    key: Callable[[Document], Any] = lambda document: document.id
-
-
 def _from_memory(store: Any, ids: list[str]) -> Found:
     return [(name, store.store[name]["vector"]) for name in ids if name in store.store]
 
@@ -215,14 +169,6 @@ def _from_faiss(store: Any, ids: list[str]) -> Found:
     here = [name for name in ids if name in seen[2] and forward.get(seen[2][name]) == name]
     places = np.fromiter((seen[2][name] for name in here), dtype=np.int64, count=len(here))
     return zip(here, store.index.reconstruct_batch(places), strict=True)
-
-
-def _exact_index(index: Any) -> bool:
-    name = type(index).__name__
-    faiss = sys.modules.get("faiss")
-    if name == "IndexIDMap2" and faiss is not None:  # the index inside comes without its class
-        return _exact_index(faiss.downcast_index(index.index))
-    return name in {"IndexFlat", "IndexFlatL2", "IndexFlatIP", "IndexHNSWFlat"}
 
 
 def _from_get(store: Any, ids: list[str]) -> Found:
@@ -279,67 +225,41 @@ async def _afrom_pgvector(store: Any, ids: list[str]) -> Found:
     return found
 
 
+def _is_exact(store: Any) -> bool:
+    return is_exact_faiss(store.index)
+
+
+def _id(document: Document) -> Any:
+    return document.id
+
+
 def _qdrant_id(document: Document) -> Any:
     return document.metadata.get("_id", document.id)
 
 
+def _text(document: Document) -> Any:
+    return document.page_content
+
+
+def _pk(document: Document) -> Any:
+    return document.metadata.get("pk")  # unless the user renamed that field
+
+
+_FAISS = ("index", "index_to_docstore_id")
 _QDRANT = ("client", "collection_name", "vector_name")
-_KINDS = {
-    kind.name: kind
-    for kind in (
-        _Kind("InMemoryVectorStore", ("store",), _from_memory),
-        _Kind("FAISS", ("index", "index_to_docstore_id"), _from_faiss),
-        _Kind("Chroma", ("get",), _from_get),
-        _Kind("QdrantVectorStore", _QDRANT, _from_qdrant, key=_qdrant_id),
-        _Kind("Qdrant", _QDRANT, _from_qdrant, key=_qdrant_id),
-        _Kind(
-            "LanceDB",
-            ("get_table", "_text_key", "_vector_key"),
-            _from_lancedb,
-            key=lambda document: document.page_content,
-        ),
-        _Kind(
-            "Milvus",
-            ("client", "collection_name", "_primary_field", "_vector_field"),
-            _from_milvus,
-            key=lambda document: document.metadata.get("pk"),  # unless the user renamed that field
-        ),
-        _Kind("PGVector", ("session_maker",), _from_pgvector, _afrom_pgvector),
-        _Kind("PGVectorStore", ("get", "aget"), _from_get, _from_aget),
-    )
-}
-
-
-def _kind(store: VectorStore) -> _Kind | None:
-    kinds = (_KINDS.get(base.__name__) for base in type(store).__mro__)
-    found = next((kind for kind in kinds if kind is not None), None)
-    return found if found and all(hasattr(store, name) for name in found.needs) else None
-
-
-def _places(kind: _Kind | None, documents: Sequence[Document]) -> dict[Any, list[int]]:
-    """Key of a document -> its positions, as one document may come more than once."""
-    places: dict[Any, list[int]] = {}
-    for position, document in enumerate(documents if kind else ()):
-        key = kind.key(document) if kind else None
-        if key is not None:
-            places.setdefault(key, []).append(position)
-    return places
-
-
-def _placed(found: Found, places: Mapping[Any, list[int]]) -> dict[int, Row]:
-    rows: dict[int, Row] = {}
-    for key, vector in found:
-        # PGVectorStore gives text, which has every digit of a float32.
-        row = np.asarray(json.loads(vector) if isinstance(vector, str) else vector, np.float32)
-        if row.ndim == 1 and row.size:  # else there is none, or there are several
-            rows.update(dict.fromkeys(places.get(key, ()), row))
-    return rows
-
-
-def _report(store: VectorStore, error: Exception) -> dict[int, Row]:
-    """Log a failure, as a warning only the first time, and give nothing."""
-    name = f"{type(store).__name__}: {type(error).__name__}"
-    level = logging.DEBUG if name in _reported else logging.WARNING
-    _reported.add(name)
-    _logger.log(level, "No vectors from the store (%s: %s); they are embedded anew.", name, error)
-    return {}
+_LANCE = ("get_table", "_text_key", "_vector_key")
+_MILVUS = ("client", "collection_name", "_primary_field", "_vector_field")
+_KINDS = Kinds(
+    (
+        Kind("InMemoryVectorStore", ("store",), _from_memory, _id),
+        Kind("FAISS", _FAISS, _from_faiss, _id, is_exact=_is_exact),
+        Kind("Chroma", ("get",), _from_get, _id),
+        Kind("QdrantVectorStore", _QDRANT, _from_qdrant, _qdrant_id),
+        Kind("Qdrant", _QDRANT, _from_qdrant, _qdrant_id),
+        Kind("LanceDB", _LANCE, _from_lancedb, _text),
+        Kind("Milvus", _MILVUS, _from_milvus, _pk),
+        Kind("PGVector", ("session_maker",), _from_pgvector, _id, _afrom_pgvector, _has_async),
+        Kind("PGVectorStore", ("get", "aget"), _from_get, _id, _from_aget),
+    ),
+    logging.getLogger(__name__),
+)
