@@ -528,7 +528,7 @@ async def test_a_failing_store_gives_nothing_and_says_so_once(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("langchain_sift.stores._reported", set())
+    monkeypatch.setattr("sift_rag.stored._reported", set())
     store = STORES[name](embeddings, passages(), tmp_path)
     found = nearest(store, embeddings)
     break_it(store)

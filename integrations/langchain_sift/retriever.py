@@ -29,6 +29,8 @@ from langchain_sift.selecting import Found, Selecting
 from sift_rag.choosing import Call, at_least_one
 from sift_rag.vectors import Resolved, warn_once
 
+_MANY = 10_000  # documents to look through with a filter: some 10 ms
+
 Pairs: TypeAlias = list[tuple[Document, float | None]]
 
 
@@ -247,9 +249,13 @@ class SIFTRetriever(Selecting, BaseRetriever):
         wanted = {**kwargs, "k": n}
         if base.search_type == "mmr":
             wanted["fetch_k"] = max(n, asked.get("fetch_k", 0))
-        elif _is_faiss(base.vectorstore) and asked.get("filter") is not None:
-            # It looks at 20 documents before it filters, whatever k is; see `stores.search`.
-            wanted["fetch_k"] = asked.get("fetch_k", 5 * n)
+        elif _is("LanceDB", base.vectorstore):
+            wanted["prefilter"] = asked.get("prefilter", True)
+        elif _is("FAISS", base.vectorstore) and asked.get("filter") is not None:
+            # It looks at 20 documents before it filters, whatever k is; see `stores.search`. There
+            # is one call only here, so it looks at many.
+            whole = getattr(getattr(base.vectorstore, "index", None), "ntotal", _MANY)
+            wanted["fetch_k"] = asked.get("fetch_k", min(max(5 * n, _MANY), whole))
         return wanted
 
     def _unscored(self, call: Call, documents: list[Document]) -> Pairs:
@@ -294,8 +300,8 @@ def _below(child: BaseCallbackManager, configurable: dict[str, Any] | None) -> R
     return {"callbacks": child, "configurable": configurable or {}}
 
 
-def _is_faiss(store: VectorStore) -> bool:
-    return any(base.__name__ == "FAISS" for base in type(store).__mro__)
+def _is(name: str, store: VectorStore) -> bool:
+    return any(base.__name__ == name for base in type(store).__mro__)
 
 
 def _handlers(callbacks: Callbacks) -> list[BaseCallbackHandler]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -64,7 +65,8 @@ def search(
         vector: Its d numbers, as `store.embeddings.embed_query` gives them.
         k: How many at most.
         kwargs: Handed on to the store: filters and the like. FAISS looks at 20 documents before it
-            filters, whatever k is: without a `fetch_k` of yours it is told 5 k here.
+            filters, whatever k is: without a `fetch_k` of yours it is told 5 k here, and more until
+            k pass. LanceDB is told to filter first, unless you say otherwise.
 
     Returns:
         Documents in the store's order, with the store's own score (a distance or a similarity, as
@@ -75,7 +77,11 @@ def search(
         if method is None:
             continue
         try:
-            return _scored(method(wanted, **given))
+            found = _scored(method(wanted, **given))
+            while more := _wider(store, given, kwargs, len(found)):
+                given = more
+                found = _scored(method(wanted, **given))
+            return found
         except NotImplementedError:
             continue
     raise _cannot_search(store)
@@ -88,11 +94,15 @@ async def asearch(
     for name, wanted, given in _ways(store, query, vector, k, kwargs):
         method = getattr(store, f"a{name}", None) if _has_async(store) else None
         plain = getattr(store, name, None)
+        call: Any = method or (plain and partial(run_in_executor, None, plain))
+        if call is None:
+            continue
         try:
-            if method is not None:
-                return _scored(await method(wanted, **given))
-            if plain is not None:
-                return _scored(await run_in_executor(None, plain, wanted, **given))
+            found = _scored(await call(wanted, **given))
+            while more := _wider(store, given, kwargs, len(found)):
+                given = more
+                found = _scored(await call(wanted, **given))
+            return found
         except NotImplementedError:
             continue
     raise _cannot_search(store)
@@ -111,6 +121,7 @@ def _ways(
         if name == "Chroma":
             yield "similarity_search_by_vector_with_relevance_scores", vector, given
         elif name == "LanceDB":  # its ..._with_relevance_scores forgets the filter
+            given.setdefault("prefilter", True)  # else after the search, and few or none are left
             yield "similarity_search_by_vector", vector, {"score": True, **given}
         # A PGVectorStore that is set up for hybrid search finds the words here; others ignore it.
         words = {"fts_query": query} if name == "PGVectorStore" else {}
@@ -118,6 +129,17 @@ def _ways(
         yield "similarity_search_by_vector", vector, given
     yield "similarity_search_with_score", query, given
     yield "similarity_search", query, given
+
+
+def _wider(
+    store: VectorStore, given: dict[str, Any], kwargs: Mapping[str, Any], found: int
+) -> dict[str, Any] | None:
+    """Arguments for another search, where FAISS's filter left too few of what it looked at."""
+    looked = given.get("fetch_k")
+    if looked is None or "fetch_k" in kwargs or kwargs.get("filter") is None or found >= given["k"]:
+        return None
+    whole = getattr(getattr(store, "index", None), "ntotal", 0)
+    return {**given, "fetch_k": min(4 * looked, whole)} if looked < whole else None
 
 
 def _wants_text(store: VectorStore, kwargs: Mapping[str, Any]) -> bool:
