@@ -65,7 +65,12 @@ class VectorSource(ABC, Generic[D, E, S]):
     They are taken from the document itself, else from the store in one call, else from memory, else
     embedded in one batch. A store of which it is not sure that its vectors are exact (a compressed
     index, say) is asked for one that is embedded too, once: where they differ, it is not used.
+
+    Attributes:
+        argument: What the framework's users pass the embeddings as; messages name it.
     """
+
+    argument: ClassVar[str] = "embeddings"
 
     def __init__(
         self,

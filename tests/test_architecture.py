@@ -33,6 +33,7 @@ LAYER = {
     "loading": 2,
     "adapters": 2,
     "answering": 2,
+    "stored": 2,
     "vectors": 2,
     "worker": 2,
     "terminal": 6,

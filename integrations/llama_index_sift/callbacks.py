@@ -13,6 +13,8 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.callbacks.schema import CBEventType
 from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.events.base import BaseEvent
+from llama_index.core.instrumentation.span import active_span_id
 
 from llama_index_sift.events import SIFTSelectionEvent, TTTEndEvent, TTTStartEvent, TTTStepEvent
 from sift_rag.events import Callback, Configure, Control, Event
@@ -79,25 +81,33 @@ def watchers(manager: CallbackManager | None, extra: Sequence[Callback] = ()) ->
     for each in [*(manager.handlers if manager else ()), *extra]:
         if isinstance(each, Callback) and each not in own:
             own.append(each)
-    return [*own, _Instrumentation()]
+    if not any(isinstance(each, _Instrumentation) for each in own):
+        own.append(_Instrumentation())
+    return own
 
 
 class _Instrumentation(Callback):
-    """Sends events to LlamaIndex's instrumentation: they belong to the span of the caller, whose
-    context the engine's thread works in."""
+    """Sends events to LlamaIndex's instrumentation. They belong to the span in which it was made:
+    the one of a model's stream is over when the stream is there, long before the training is."""
+
+    def __init__(self) -> None:
+        self._span = active_span_id.get()
+
+    def _send(self, kind: type[BaseEvent], **data: Any) -> None:
+        _dispatcher.event(kind(span_id=self._span, **data))
 
     def on_selection(self, event: Event, control: Control) -> None:
         data = _data(event)
-        _dispatcher.event(SIFTSelectionEvent(ids=data.pop("id"), scores=data.pop("score"), **data))
+        self._send(SIFTSelectionEvent, ids=data.pop("id"), scores=data.pop("score"), **data)
 
     def on_train_start(self, event: Event, control: Control) -> None:
-        _dispatcher.event(TTTStartEvent(**_data(event)))
+        self._send(TTTStartEvent, **_data(event))
 
     def on_train_step(self, event: Event, control: Control) -> None:
-        _dispatcher.event(TTTStepEvent(**_data(event)))
+        self._send(TTTStepEvent, **_data(event))
 
     def on_train_end(self, event: Event, control: Control) -> None:
-        _dispatcher.event(TTTEndEvent(report=_data(event)))
+        self._send(TTTEndEvent, report=_data(event))
 
 
 def _data(event: Event) -> dict[str, Any]:
