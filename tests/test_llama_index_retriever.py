@@ -543,6 +543,10 @@ def test_an_object_map_of_the_caller_joins_the_indexes(model: HashEmbedding) -> 
     given = [entry.model_copy(update={"obj": target}) for entry in entries[:1]]
     mapped = SIFTRetriever(index, k=6, objects=given).retrieve(QUESTION)
     assert ids(mapped).count("far") == 1
+    own = _entries([TextNode(text="inside", id_="inside"), None])
+    index = VectorStoreIndex(objects=own, embed_model=model)
+    both = SIFTRetriever(index, k=2, object_map={"entry-1": target}).retrieve(QUESTION)
+    assert set(ids(both)) == {"inside", "far"}
 
 
 def test_any_other_base_follows_its_own(model: HashEmbedding) -> None:
