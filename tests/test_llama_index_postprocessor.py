@@ -6,7 +6,6 @@ import functools
 import json
 import pickle
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,12 @@ import pytest
 
 pytest.importorskip("llama_index.core")
 
-from llama_index.core import QueryBundle, Settings, VectorStoreIndex, get_response_synthesizer
+from llama_index.core import QueryBundle, VectorStoreIndex, get_response_synthesizer
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
-from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.query_engine import RetrieverQueryEngine, SubQuestionQueryEngine
@@ -40,28 +36,19 @@ from llama_index.core.tools import QueryEngineTool
 from llama_index_sift import SIFTCallbackHandler, SIFTPostprocessor, SIFTSelectionEvent
 from llama_index_stores import STORES, HashEmbedding, embedded_text
 from llama_index_stores import nodes as passages
-from pydantic import Field
+from llama_index_watching import Seen
 
-from sift_rag import mmr, nearest, sift, vectors
+from sift_rag import mmr, nearest, sift
 from sift_rag.events import Control, Event
 from sift_rag.selection import Selection
 from sift_rag.stopping import gain_share
 
+pytest_plugins = ["llama_index_watching"]
+pytestmark = pytest.mark.usefixtures("no_defaults")
 QUESTION = "Which rivers feed the mills and towns?"
 OTHER = "What do the forests border?"
 NODES = passages(30)
 TOLD = ["sift_rank", "sift_gain", "sift_uncertainty", "sift_coverage", "sift_store_score"]
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No key of OpenAI and no default models, before and after; nothing was warned of yet."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(vectors, "_warned", set())
-    for name in ("_llm", "_embed_model"):
-        monkeypatch.setattr(Settings, name, None)
-    yield
-    assert (Settings._llm, Settings._embed_model) == (None, None)
 
 
 @pytest.fixture
@@ -74,46 +61,6 @@ def index(model: HashEmbedding, tmp_path: Path) -> VectorStoreIndex:
     made = STORES["simple"](model, NODES, tmp_path)
     model.reset()
     return made
-
-
-class _Seen(BaseEventHandler):
-    """Keeps the events of the instrumentation."""
-
-    events: list[Any] = Field(default_factory=list)
-
-    @classmethod
-    def class_name(cls) -> str:
-        return "_Seen"
-
-    def handle(self, event: Any, **kwargs: Any) -> None:
-        self.events.append(event)
-
-    def of(self, *kinds: type) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kinds)]
-
-
-@pytest.fixture
-def seen() -> Iterator[_Seen]:
-    root, handler = get_dispatcher(), _Seen()
-    root.add_event_handler(handler)
-    yield handler
-    root.event_handlers.remove(handler)
-
-
-@pytest.fixture
-def spans() -> Iterator[dict[str, str | None]]:
-    """Span id -> that of its parent."""
-
-    class Keeper(SimpleSpanHandler):
-        def new_span(self, id_: str, *args: Any, **kwargs: Any) -> Any:
-            parents[id_] = kwargs.get("parent_span_id")
-            return super().new_span(id_, *args, **kwargs)
-
-    parents: dict[str, str | None] = {}
-    root, handler = get_dispatcher(), Keeper()
-    root.add_span_handler(handler)
-    yield parents
-    root.span_handlers.remove(handler)
 
 
 class _Legacy(BaseCallbackHandler):
@@ -308,7 +255,7 @@ def test_scores_fall_strictly_also_where_nothing_more_is_told(
     assert scores[-1] > 0
 
 
-def test_no_nodes_one_node_and_more_than_there_are(model: HashEmbedding, seen: _Seen) -> None:
+def test_no_nodes_one_node_and_more_than_there_are(model: HashEmbedding, seen: Seen) -> None:
     processor = SIFTPostprocessor(embed_model=model)
     assert processor.postprocess_nodes([], query_str=QUESTION) == []
     assert processor.postprocess_nodes([]) == []
@@ -583,7 +530,7 @@ def test_both_event_systems_inside_the_querys_span(
     asynchronous: bool,
     index: VectorStoreIndex,
     model: HashEmbedding,
-    seen: _Seen,
+    seen: Seen,
     spans: dict[str, str | None],
 ) -> None:
     legacy = _Legacy()
@@ -618,7 +565,7 @@ class _Broken(HashEmbedding):
         raise ConnectionError("no network")
 
 
-async def test_the_end_is_told_also_after_an_error(seen: _Seen) -> None:
+async def test_the_end_is_told_also_after_an_error(seen: Seen) -> None:
     legacy = _Legacy()
     processor = SIFTPostprocessor(embed_model=_Broken(), callback_manager=CallbackManager([legacy]))
     with pytest.raises(ConnectionError, match="no network"):
@@ -644,7 +591,7 @@ class _RefusesAll(SIFTCallbackHandler):
 
 
 async def test_a_handler_that_raises_ends_the_query_with_its_error(
-    index: VectorStoreIndex, model: HashEmbedding, seen: _Seen
+    index: VectorStoreIndex, model: HashEmbedding, seen: Seen
 ) -> None:
     processor = SIFTPostprocessor(embed_model=model, vector_store=index)
     for handler in (_Refuses(), _RefusesAll()):
@@ -746,7 +693,7 @@ async def test_many_at_once_do_not_hold_up_the_event_loop() -> None:
     assert all(ids(each) == best(5) for each in found)
 
 
-async def test_a_cancelled_call_ends_its_events(seen: _Seen) -> None:
+async def test_a_cancelled_call_ends_its_events(seen: Seen) -> None:
     gate = _Gate()
     processor = SIFTPostprocessor(embed_model=_GatedModel(gate=gate))
     call = asyncio.create_task(processor.apostprocess_nodes(scored(NODES), query_str=QUESTION))

@@ -4,7 +4,6 @@ import asyncio
 import copy
 import json
 import threading
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ pytest.importorskip("llama_index.core")
 
 from llama_index.core import (
     QueryBundle,
-    Settings,
     StorageContext,
     SummaryIndex,
     VectorStoreIndex,
@@ -27,13 +25,10 @@ from llama_index.core.base.base_selector import BaseSelector, MultiSelection, Si
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine
 from llama_index.core.indices.query.query_transform.base import HyDEQueryTransform
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.retrieval import (
     RetrievalEndEvent,
     RetrievalStartEvent,
 )
-from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata, MockLLM
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.query_engine import (
@@ -65,27 +60,18 @@ from llama_index_sift import (
 )
 from llama_index_stores import STORES, HashEmbedding, embedded_text
 from llama_index_stores import nodes as passages
-from pydantic import Field
+from llama_index_watching import Seen
 
 from sift_rag import mmr, nearest, sift, vectors
 from sift_rag.events import Control, Event
 from sift_rag.stopping import gain_share
 
+pytest_plugins = ["llama_index_watching"]
+pytestmark = pytest.mark.usefixtures("no_defaults")
 QUESTION = "Which rivers feed the mills and towns?"
 OTHER = "What do the forests border?"
 NODES = passages(40)
 TOLD = {"sift_rank", "sift_gain", "sift_uncertainty", "sift_coverage", "sift_store_score"}
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No key of OpenAI and no default models, before and after; nothing was warned of yet."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(vectors, "_warned", set())
-    for name in ("_llm", "_embed_model"):
-        monkeypatch.setattr(Settings, name, None)
-    yield
-    assert (Settings._llm, Settings._embed_model) == (None, None)
 
 
 @pytest.fixture
@@ -98,46 +84,6 @@ def index(model: HashEmbedding, tmp_path: Path) -> VectorStoreIndex:
     made = STORES["simple"](model, NODES, tmp_path)
     model.reset()
     return made
-
-
-class _Seen(BaseEventHandler):
-    """Keeps the events of the instrumentation."""
-
-    events: list[Any] = Field(default_factory=list)
-
-    @classmethod
-    def class_name(cls) -> str:
-        return "_Seen"
-
-    def handle(self, event: Any, **kwargs: Any) -> None:
-        self.events.append(event)
-
-    def of(self, *kinds: type) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kinds)]
-
-
-@pytest.fixture
-def seen() -> Iterator[_Seen]:
-    root, handler = get_dispatcher(), _Seen()
-    root.add_event_handler(handler)
-    yield handler
-    root.event_handlers.remove(handler)
-
-
-@pytest.fixture
-def spans() -> Iterator[dict[str, str | None]]:
-    """Span id -> that of its parent."""
-
-    class Keeper(SimpleSpanHandler):
-        def new_span(self, id_: str, *args: Any, **kwargs: Any) -> Any:
-            parents[id_] = kwargs.get("parent_span_id")
-            return super().new_span(id_, *args, **kwargs)
-
-    parents: dict[str, str | None] = {}
-    root, handler = get_dispatcher(), Keeper()
-    root.add_span_handler(handler)
-    yield parents
-    root.span_handlers.remove(handler)
 
 
 class _Watch(SIFTCallbackHandler):
@@ -635,7 +581,7 @@ def test_before_a_postprocessor(index: VectorStoreIndex, model: HashEmbedding) -
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_events_inside_the_querys_span(
-    asynchronous: bool, index: VectorStoreIndex, seen: _Seen, spans: dict[str, str | None]
+    asynchronous: bool, index: VectorStoreIndex, seen: Seen, spans: dict[str, str | None]
 ) -> None:
     debug = LlamaDebugHandler(print_trace_on_end=False)
     retriever = SIFTRetriever(index, k=2, callback_manager=CallbackManager([debug]))
