@@ -7,7 +7,7 @@ import json
 import pickle
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -36,12 +36,14 @@ from llama_index.core.tools import QueryEngineTool
 from llama_index_sift import SIFTCallbackHandler, SIFTPostprocessor, SIFTSelectionEvent
 from llama_index_stores import STORES, HashEmbedding, embedded_text
 from llama_index_stores import nodes as passages
-from llama_index_watching import Seen
 
 from sift_rag import mmr, nearest, sift
 from sift_rag.events import Control, Event
 from sift_rag.selection import Selection
 from sift_rag.stopping import gain_share
+
+if TYPE_CHECKING:
+    from llama_index_watching import Seen
 
 pytest_plugins = ["llama_index_watching"]
 pytestmark = pytest.mark.usefixtures("no_defaults")
@@ -255,7 +257,7 @@ def test_scores_fall_strictly_also_where_nothing_more_is_told(
     assert scores[-1] > 0
 
 
-def test_no_nodes_one_node_and_more_than_there_are(model: HashEmbedding, seen: Seen) -> None:
+def test_no_nodes_one_node_and_more_than_there_are(model: HashEmbedding, seen: "Seen") -> None:
     processor = SIFTPostprocessor(embed_model=model)
     assert processor.postprocess_nodes([], query_str=QUESTION) == []
     assert processor.postprocess_nodes([]) == []
@@ -530,7 +532,7 @@ def test_both_event_systems_inside_the_querys_span(
     asynchronous: bool,
     index: VectorStoreIndex,
     model: HashEmbedding,
-    seen: Seen,
+    seen: "Seen",
     spans: dict[str, str | None],
 ) -> None:
     legacy = _Legacy()
@@ -565,7 +567,7 @@ class _Broken(HashEmbedding):
         raise ConnectionError("no network")
 
 
-async def test_the_end_is_told_also_after_an_error(seen: Seen) -> None:
+async def test_the_end_is_told_also_after_an_error(seen: "Seen") -> None:
     legacy = _Legacy()
     processor = SIFTPostprocessor(embed_model=_Broken(), callback_manager=CallbackManager([legacy]))
     with pytest.raises(ConnectionError, match="no network"):
@@ -591,7 +593,7 @@ class _RefusesAll(SIFTCallbackHandler):
 
 
 async def test_a_handler_that_raises_ends_the_query_with_its_error(
-    index: VectorStoreIndex, model: HashEmbedding, seen: Seen
+    index: VectorStoreIndex, model: HashEmbedding, seen: "Seen"
 ) -> None:
     processor = SIFTPostprocessor(embed_model=model, vector_store=index)
     for handler in (_Refuses(), _RefusesAll()):
@@ -693,7 +695,7 @@ async def test_many_at_once_do_not_hold_up_the_event_loop() -> None:
     assert all(ids(each) == best(5) for each in found)
 
 
-async def test_a_cancelled_call_ends_its_events(seen: Seen) -> None:
+async def test_a_cancelled_call_ends_its_events(seen: "Seen") -> None:
     gate = _Gate()
     processor = SIFTPostprocessor(embed_model=_GatedModel(gate=gate))
     call = asyncio.create_task(processor.apostprocess_nodes(scored(NODES), query_str=QUESTION))

@@ -6,7 +6,7 @@ import json
 import threading
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -60,11 +60,13 @@ from llama_index_sift import (
 )
 from llama_index_stores import STORES, HashEmbedding, embedded_text
 from llama_index_stores import nodes as passages
-from llama_index_watching import Seen
 
 from sift_rag import mmr, nearest, sift, vectors
 from sift_rag.events import Control, Event
 from sift_rag.stopping import gain_share
+
+if TYPE_CHECKING:
+    from llama_index_watching import Seen
 
 pytest_plugins = ["llama_index_watching"]
 pytestmark = pytest.mark.usefixtures("no_defaults")
@@ -581,7 +583,7 @@ def test_before_a_postprocessor(index: VectorStoreIndex, model: HashEmbedding) -
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_events_inside_the_querys_span(
-    asynchronous: bool, index: VectorStoreIndex, seen: Seen, spans: dict[str, str | None]
+    asynchronous: bool, index: VectorStoreIndex, seen: "Seen", spans: dict[str, str | None]
 ) -> None:
     debug = LlamaDebugHandler(print_trace_on_end=False)
     retriever = SIFTRetriever(index, k=2, callback_manager=CallbackManager([debug]))
