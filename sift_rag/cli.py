@@ -16,6 +16,7 @@ from rich.console import Console
 
 from sift_rag import terminal
 from sift_rag.documents import MAX_TOKENS
+from sift_rag.explaining import visible
 from sift_rag.rivals import dpp, mmr, nearest, random, uncertainty_sampling
 from sift_rag.selection import Selection, sift
 
@@ -118,7 +119,7 @@ def index(
     if reading.skipped:
         err.print(f"{len(reading.skipped)} skipped:", style="yellow")
         for path, reason in reading.skipped:
-            err.print(f"  {path}: {reason}", markup=False, highlight=False)
+            err.print(visible(f"  {path}: {reason}"), markup=False, highlight=False)
 
 
 @app.command(
@@ -191,7 +192,7 @@ def ask(
         _print_json(_answer_as_json(answer), indent=None if stream else 2)
         return
     if not stream:
-        out.print(answer.text, markup=False, highlight=False)
+        out.print(visible(answer.text), markup=False, highlight=False)
     for notice in terminal.notices(answer):
         err.print(notice, style="yellow", markup=False, highlight=False)
     err.print(terminal.seconds(answer.timings), style="dim")
@@ -251,7 +252,7 @@ def _answer(
         return pipeline.answer(question, max_new_tokens=max_new_tokens)
     pieces = pipeline.stream(question, max_new_tokens=max_new_tokens)
     for piece in pieces:
-        sys.stdout.write(json.dumps({"piece": piece}) + "\n" if as_json else piece)
+        sys.stdout.write(json.dumps({"piece": piece}) + "\n" if as_json else visible(piece))
         sys.stdout.flush()
     if not as_json:
         sys.stdout.write("\n")

@@ -282,14 +282,18 @@ def _text(texts: Texts, index: int) -> str:
 
 
 def shorten(text: str, characters: int) -> str:
-    """A text on one line, with an ellipsis where it was cut and nothing that moves a cursor.
-
-    What cannot be seen is left out: a document is no one to send a terminal control codes, or to
-    turn the direction of what stands beside it.
-    """
-    line = " ".join(text.split())
-    line = "".join(c for c in line if c.isprintable() or c in _JOINERS)
+    """A text on one line, with an ellipsis where it was cut and nothing that moves a cursor."""
+    line = visible(" ".join(text.split()))
     return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
+
+
+def visible(text: str) -> str:
+    """A text without what cannot be seen, but for line breaks and tabs.
+
+    A document, or a model that read it, is no one to send a terminal control codes, or to turn the
+    direction of what stands beside it.
+    """
+    return "".join(c for c in text if c.isprintable() or c in _JOINERS or c in "\n\t")
 
 
 def _lines(line: str, text: str | None) -> list[str]:

@@ -51,6 +51,13 @@ def data(result: Result) -> Any:
     return json.loads(result.stdout)
 
 
+def test_a_files_name_sends_the_terminal_no_codes(folder: Path, tmp_path: Path) -> None:
+    (folder / "a\x1b[31mred.pdf").write_bytes(b"no pdf")
+    result = call("index", str(folder), "--out", str(tmp_path / "i"))
+    assert "a[31mred.pdf" in result.stderr
+    assert "\x1b" not in result.stderr + result.stdout
+
+
 def test_index_counts_and_names_what_it_skipped(folder: Path, tmp_path: Path) -> None:
     result = call("index", folder, "--out", tmp_path / "i")
     assert result.exit_code == 0

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sift_rag.explaining import HEADER, Explanation, shorten
+from sift_rag.explaining import HEADER, Explanation, shorten, visible
 from sift_rag.problem import checked
 from sift_rag.rivals import dpp, mmr, nearest, random, uncertainty_sampling
 from sift_rag.selection import Context, Selection, account, sift
@@ -319,3 +319,8 @@ def test_a_text_cannot_move_the_cursor(text: str, shown: str) -> None:
 def test_ranks_in_words(rank: int, words: str) -> None:
     row = by_hand([1.0, 0.0, 0.2], COPIES, [0, 2]).explain().dropped[0]
     assert str(replace(row, nearest=rank)).startswith(words)
+
+
+def test_what_is_visible_keeps_its_lines_and_sends_no_codes() -> None:
+    assert visible("a\n\tb \N{WOMAN}\u200d\N{ROCKET} é") == "a\n\tb \N{WOMAN}\u200d\N{ROCKET} é"
+    assert visible("\x1b[31mred\x1b]0;title\x07\r\u202egone") == "[31mred]0;titlegone"
