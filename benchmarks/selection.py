@@ -78,7 +78,9 @@ def ours(p: Problem) -> dict[str, Call]:
     return {
         "sift (default: rbf)": lambda: sift(q, x, k),
         "sift linear": lambda: sift(q, x, k, kernel="linear"),
-        "sift linear, repeats (the paper)": lambda: sift(q, x, k, kernel="linear", distinct=False),
+        "sift linear, repeats (the paper)": lambda: sift(
+            q, x, k, kernel="linear", noise=0.01, distinct=False
+        ),
         "nearest": lambda: nearest(q, x, k),
         "mmr": lambda: mmr(q, x, k),
     }
