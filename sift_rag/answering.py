@@ -37,11 +37,13 @@ class Answer:
         question: The question.
         documents: The passages that the answer rests on, in order of selection.
         left_out: The passages that did not fit into the prompt, in order of selection.
-        timings: Seconds by stage: queue (waiting for the model), train, prompt, generate, total.
+        timings: Seconds by stage: queue (waiting for the model), train, prompt (writing it),
+            prefill (until the first token), decode, total.
         usage: Tokens: prompt_tokens, completion_tokens, training_tokens.
         training: What happened in training; None where nothing was to be trained.
         finish_reason: "stop" (the model ended it) or "length" (`max_new_tokens` did).
         note: What went another way than asked for, as a sentence; mostly empty.
+        score: How well the reference is predicted; None where there is none, or no room for it.
         selection: The selection that gave the documents, where a `Pipeline` made one.
     """
 
@@ -55,6 +57,7 @@ class Answer:
     training: TrainingReport | None
     finish_reason: FinishReason
     note: str = ""
+    score: "Score | None" = None
     selection: Any = None  # not Selection: what trains must not see what selects
 
 
@@ -95,6 +98,8 @@ class Request:
     prompt: str | Sequence[Message] | None = None
     fallback_prompt: str | Sequence[Message] | None = None
     stop: tuple[str, ...] = ()
+    template: PromptTemplate | None = None
+    reference: str | None = None
 
     def tell(self, hook: str, **payload: Any) -> None:
         """Announce something to the callbacks."""
@@ -115,18 +120,19 @@ class Answerer:
         with self._adapted(request, job, timings) as report:
             with _timed(timings, "prompt"):
                 ids, prompt = self._prompt(request, report, request.max_new_tokens)
-            with _timed(timings, "generate"):
-                generated = generate(
-                    self.lm,
-                    ids,
-                    max_new_tokens=request.max_new_tokens,
-                    on_text=_announcer(request, job),
-                    cancelled=lambda: job.cancelled,
-                    stop=request.stop,
-                )
-        if generated.finish_reason == "cancelled":
-            job.check()
-        timings["total"] = time.perf_counter() - job.submitted
+            generated = generate(
+                self.lm,
+                ids,
+                max_new_tokens=request.max_new_tokens,
+                on_text=_announcer(request, job),
+                cancelled=lambda: job.cancelled,
+                stop=request.stop,
+            )
+            timings |= {"prefill": generated.prefill, "decode": generated.decode}
+            timings["total"] = time.perf_counter() - job.submitted
+            if generated.finish_reason == "cancelled":
+                job.check()
+            score, unscored = self._score_beside(request, report)
         learnt = report is not None and report.adapter_used
         answer = Answer(
             text=generated.text,
@@ -142,7 +148,8 @@ class Answerer:
             },
             training=report,
             finish_reason=generated.finish_reason,
-            note=_note(report),
+            note=" ".join(filter(None, (_note(report), unscored))),
+            score=score,
         )
         told = ("text", "mode", "timings", "usage", "finish_reason")
         request.tell("on_answer", **{key: getattr(answer, key) for key in told})
@@ -150,16 +157,35 @@ class Answerer:
 
     def score(self, request: Request, reference: str, job: Job[Score]) -> Score:
         """Adapt, prompt, and see how well the reference is predicted."""
+        self._reference(reference)  # an error before the training, not after it
+        with self._adapted(request, job, {}) as report:
+            return self._score(request, reference, report)
+
+    def _score_beside(
+        self, request: Request, report: TrainingReport | None
+    ) -> tuple[Score | None, str]:
+        """The score of an answer's reference, or why there is none: the answer stands anyhow."""
+        if request.reference is None:
+            return None, ""
+        try:
+            return self._score(request, request.reference, report), ""
+        except ValueError as error:
+            return None, f"The reference was not scored: {error}"
+
+    def _score(self, request: Request, reference: str, report: TrainingReport | None) -> Score:
+        ids = self._reference(reference)
+        before, _ = self._prompt(request, report, len(ids))
+        nats = score(self.lm, before, ids)
+        return Score(nats=nats, tokens=len(ids), bytes=len(reference.encode()), training=report)
+
+    def _reference(self, reference: str) -> list[int]:
         ids = self.lm.continuation(reference)
         if len(ids) >= self.lm.context:
             raise ValueError(
                 f"The reference has {len(ids)} tokens and the model's context is "
                 f"{self.lm.context}: score it in parts."
             )
-        with self._adapted(request, job, {}) as report:
-            before, _ = self._prompt(request, report, len(ids))
-            nats = score(self.lm, before, ids)
-        return Score(nats=nats, tokens=len(ids), bytes=len(reference.encode()), training=report)
+        return ids
 
     @contextmanager
     def _adapted(
@@ -237,17 +263,16 @@ class Answerer:
             huge = len(text) > 128 * self.lm.context
             return len(text) if huge else len(self.lm.prompt(text))
 
+        template = request.template or self.template
         if request.mode == "closed_book" or (request.mode == "train" and not _failed(report)):
-            return closed_book(
-                request.question, budget=budget, count=length, template=self.template
-            )
+            return closed_book(request.question, budget=budget, count=length, template=template)
         return stuffed(
             request.question,
             request.documents,
             budget=budget,
             count=length,
             order=request.order,
-            template=self.template,
+            template=template,
         )
 
 

@@ -103,7 +103,7 @@ def _ask(pipeline: Pipeline, asked: world.Question, console: Console) -> list[Ro
         answer = pipeline.answer(asked.text, mode=mode)
         right = answer.text == asked.answer
         rows.append(Row(mode, answer, right))
-        stages = terminal.seconds(answer.timings, ("train", "generate"))
+        stages = terminal.seconds(answer.timings, ("train", "prefill", "decode"))
         table.add_row(HOW[mode], answer.text, _mark(right), stages)
     console.print(table)
     console.print(f"[dim]Right: {asked.answer}[/dim]\n")

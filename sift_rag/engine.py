@@ -11,13 +11,14 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypedDict, TypeVar, cast, get_args
 
 from sift_rag import worker
 from sift_rag.answering import Answer, Answerer, Mode, Request, Score
 from sift_rag.documents import Document, as_documents
 from sift_rag.events import Callback, Control
-from sift_rag.generation import LanguageModel, Message
+from sift_rag.generation import LanguageModel, Message, ModelSize
 from sift_rag.loading import load
 from sift_rag.prompting import Order, PromptTemplate
 from sift_rag.training import TrainingConfig
@@ -51,6 +52,7 @@ class Options(TypedDict, total=False):
             same ones.
         stop: Strings before the first of which the answer ends.
         cancel: Set it, from any thread, to end the call with `Cancelled`.
+        template: The words around question and passages in this call, in place of the engine's.
     """
 
     training: TrainingConfig | None
@@ -62,6 +64,18 @@ class Options(TypedDict, total=False):
     fallback_prompt: str | Sequence[Message] | None
     stop: Sequence[str]
     cancel: threading.Event | None
+    template: PromptTemplate | None
+
+
+class AnswerOptions(Options, total=False):
+    """What a call that answers may set as well.
+
+    Attributes:
+        reference: A right answer, of which `Answer.score` tells how well it was predicted. Its time
+            is not counted.
+    """
+
+    reference: str | None
 
 
 class Engine:
@@ -85,6 +99,7 @@ class Engine:
         max_new_tokens: Length of an answer at most, where a call does not say it.
         context: Tokens that the model can see, prompt and answer together.
         chat: Whether prompts go through a chat template.
+        size: Of the model, for estimates of its arithmetic.
 
     Raises:
         ValueError: If the model is no causal language model.
@@ -107,6 +122,7 @@ class Engine:
         self.max_new_tokens = _given(max_new_tokens, min(256, lm.context // 4))
         self.context = lm.context
         self.chat = bool(chat and tokenizer.chat_template)
+        self.size: ModelSize = lm.size()
         self._counter: PreTrainedTokenizerBase | None = None
         self._worker = Worker("sift_rag.Engine")
         # Also when the engine is dropped and when the interpreter ends.
@@ -145,7 +161,7 @@ class Engine:
         documents: Iterable[str | Document] = (),
         *,
         mode: Mode = "stuff",
-        **options: Unpack[Options],
+        **options: Unpack[AnswerOptions],
     ) -> Answer:
         """Answer a question.
 
@@ -156,7 +172,7 @@ class Engine:
             question: What is asked.
             documents: Passages in order of selection, the best first.
             mode: How they are used; "closed_book" does not look at them.
-            options: See `Options`.
+            options: See `Options` and `AnswerOptions`.
 
         Raises:
             ValueError: If the question is empty, the mode unknown, or documents are missing.
@@ -170,7 +186,7 @@ class Engine:
         documents: Iterable[str | Document] = (),
         *,
         mode: Mode = "stuff",
-        **options: Unpack[Options],
+        **options: Unpack[AnswerOptions],
     ) -> Stream:
         """As `answer`, piece by piece as the model writes; the work begins at this call."""
         job = self._asked(question, documents, mode, options)
@@ -184,7 +200,7 @@ class Engine:
         documents: Iterable[str | Document] = (),
         *,
         mode: Mode = "stuff",
-        **options: Unpack[Options],
+        **options: Unpack[AnswerOptions],
     ) -> Answer:
         """As `answer`, without blocking the event loop; cancelling the task cancels the call."""
         job = self._submit(self._asked(question, documents, mode, options))
@@ -196,7 +212,7 @@ class Engine:
         documents: Iterable[str | Document] = (),
         *,
         mode: Mode = "stuff",
-        **options: Unpack[Options],
+        **options: Unpack[AnswerOptions],
     ) -> AsyncStream:
         """As `stream`, for `async for`; call it where an event loop is running."""
         job = self._asked(question, documents, mode, options)
@@ -250,9 +266,11 @@ class Engine:
         )
 
     def _asked(
-        self, question: str, documents: Iterable[str | Document], mode: Mode, options: Options
+        self, question: str, documents: Iterable[str | Document], mode: Mode, options: AnswerOptions
     ) -> Job[Answer]:
         request = self._request(question, documents, mode, options)
+        if (reference := options.get("reference")) is not None:
+            request = replace(request, reference=_check_text("reference", reference))
         # The job holds the engine, which so lives until the job is done.
         return Job(lambda job: self._answerer.answer(request, job), options.get("cancel"))
 
@@ -264,8 +282,8 @@ class Engine:
         self, question: str, documents: Iterable[str | Document], mode: Mode, options: Options
     ) -> Request:
         """Check everything that can be checked before the worker is bothered; fill defaults in."""
-        if unknown := options.keys() - Options.__annotations__.keys():
-            names = ", ".join(Options.__annotations__)
+        if unknown := options.keys() - AnswerOptions.__annotations__.keys():
+            names = ", ".join(AnswerOptions.__annotations__)
             raise TypeError(f"There is no option {min(unknown)!r}; there are {names}.")
         _check_text("question", question)
         passages = () if check_mode(mode) == "closed_book" else tuple(as_documents(documents))
@@ -288,6 +306,7 @@ class Engine:
             prompt=_said("prompt", options.get("prompt")),
             fallback_prompt=_said("fallback_prompt", options.get("fallback_prompt")),
             stop=_stop(options.get("stop", ())),
+            template=options.get("template"),
         )
         self._check(request)
         return request

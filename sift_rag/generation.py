@@ -1,6 +1,7 @@
 """Causal language models: continue a prompt piece by piece, score a text."""
 
 import inspect
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,23 @@ from sift_rag.loading import check_causal
 FinishReason = Literal["stop", "length", "cancelled"]
 Message: TypeAlias = Mapping[str, str]
 """One turn of a chat: its role ("system", "user" or "assistant") and its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """What an estimate of a model's arithmetic needs.
+
+    Attributes:
+        parameters: Weights that a token goes through: all but the embedding table, unless that is
+            the output layer too.
+        layers: Layers; each is counted as one with attention.
+        width: Numbers that stand for a token between two layers.
+    """
+
+    parameters: int
+    layers: int
+    width: int
+
 
 # Where neither model nor tokenizer names a limit (ALiBi, state spaces): what such models were
 # mostly trained with.
@@ -74,6 +92,16 @@ class LanguageModel:
         text = said if isinstance(said, str) else "\n\n".join(turn["content"] for turn in said)
         return [*self._before, *self._encode(text)]
 
+    def size(self) -> ModelSize:
+        """How large the model is."""
+        config = self.model.config.get_text_config()
+        seen, table = 0, self.model.get_input_embeddings()
+        for parameter in self.model.parameters():
+            seen += parameter.numel()
+        if not config.tie_word_embeddings and isinstance(table.weight, torch.Tensor):
+            seen -= table.weight.numel()  # looked up, not multiplied
+        return ModelSize(seen, int(config.num_hidden_layers), int(config.hidden_size))
+
     def _templated(self, messages: list[dict[str, str]]) -> list[int]:
         try:
             return list(
@@ -121,11 +149,15 @@ class Generated:
         text: Without the white space around it.
         tokens: Number of tokens generated, the one that ended it included.
         finish_reason: "stop" (the model ended it), "length" or "cancelled".
+        prefill: Seconds until the first token was there.
+        decode: Seconds from there on.
     """
 
     text: str
     tokens: int
     finish_reason: FinishReason
+    prefill: float
+    decode: float
 
 
 def generate(
@@ -150,6 +182,7 @@ def generate(
     """
     pieces = _Pieces(lm, on_text, stop)
     ids = torch.tensor([prompt], device=lm.model.device)  # (1, T)
+    began = time.perf_counter()
     lm.model.generate(  # type: ignore[operator]
         ids,
         attention_mask=torch.ones_like(ids),
@@ -159,7 +192,8 @@ def generate(
     )
     ended = pieces.stopped or (pieces.tokens and pieces.tokens[-1] in lm.eos)
     reason: FinishReason = "stop" if ended else "cancelled" if cancelled() else "length"
-    return Generated(pieces.text, len(pieces.tokens), reason)
+    first, ended_at = pieces.first_token or began, time.perf_counter()
+    return Generated(pieces.text, len(pieces.tokens), reason, first - began, ended_at - first)
 
 
 @torch.no_grad()
@@ -216,6 +250,7 @@ class _Pieces(BaseStreamer):
         self.tokens: list[int] = []
         self.text = ""
         self.stopped = False  # by a stop string
+        self.first_token: float | None = None  # when it came
         self._stop = tuple(stop)
         self._lm = lm
         self._on_text = on_text
@@ -228,6 +263,7 @@ class _Pieces(BaseStreamer):
         if not self._prompted:  # the prompt comes first
             self._prompted = True
             return
+        self.first_token = self.first_token or time.perf_counter()
         self.tokens += value.flatten().tolist()
         self._decode()
 

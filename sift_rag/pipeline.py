@@ -57,6 +57,7 @@ def retrieve(
     fetch_k: int = 50,
     noise: float | None = None,
     stop: Stop | None = None,
+    candidates: Candidates | None = None,
 ) -> Retrieved:
     """Search and select; no model answers.
 
@@ -68,12 +69,16 @@ def retrieve(
         fetch_k: How many candidates the selection sees.
         noise: The selection's noise; None leaves the selector's default.
         stop: Cuts the selection to its first picks, see `sift_rag.stopping`; None keeps all k.
+        candidates: What a search found before; then there is none, and `timings` has none.
 
     Raises:
         ValueError: If the question is empty, or `k` or `fetch_k` below 1.
     """
     started = time.perf_counter()
-    candidates = index.search(question, fetch_k=fetch_k)
+    timings = {}
+    if candidates is None:
+        candidates = index.search(question, fetch_k=fetch_k)
+        timings["search"] = time.perf_counter() - started
     searched = time.perf_counter()
     settings = {} if noise is None else {"noise": noise}
     selection = select(candidates.query, candidates.embeddings, k, **settings).until(stop)
@@ -81,7 +86,7 @@ def retrieve(
         documents=tuple(candidates.documents[i] for i in selection.indices),
         selection=selection,
         candidates=candidates,
-        timings={"search": searched - started, "select": time.perf_counter() - searched},
+        timings=timings | {"select": time.perf_counter() - searched},
     )
 
 
@@ -115,19 +120,27 @@ class Pipeline:
     training: TrainingConfig | None = None
     callbacks: Sequence[Callback] = ()
 
-    def answer(self, question: str, *, mode: Mode | None = None, **options: Any) -> Answer:
+    def answer(
+        self,
+        question: str,
+        *,
+        mode: Mode | None = None,
+        candidates: Candidates | None = None,
+        **options: Any,
+    ) -> Answer:
         """Find passages for a question and answer from them.
 
         Args:
             question: What is asked.
             mode: Another way to answer than the pipeline's own.
+            candidates: What a search for the question found before, to choose from.
             options: Passed on to `Engine.answer`, such as `max_new_tokens`.
 
         Raises:
             ValueError: If the question is empty or the mode unknown.
         """
         started = time.perf_counter()
-        retrieved, call = self._prepare(question, mode)
+        retrieved, call = self._prepare(question, mode, candidates)
         answer = self.engine.answer(question, **call, **options)
         if retrieved is None:
             return answer
@@ -139,7 +152,9 @@ class Pipeline:
         _, call = self._prepare(question, mode)
         return self.engine.stream(question, **call, **options)
 
-    def _prepare(self, question: str, mode: Mode | None) -> tuple[Retrieved | None, dict[str, Any]]:
+    def _prepare(
+        self, question: str, mode: Mode | None, candidates: Candidates | None = None
+    ) -> tuple[Retrieved | None, dict[str, Any]]:
         """Announce, retrieve, announce; what is left is the engine's call."""
         mode = check_mode(mode or self.mode)
         control = Control(k=self.k, noise=self.noise, training=self.training)
@@ -156,6 +171,7 @@ class Pipeline:
             fetch_k=self.fetch_k,
             noise=control.noise,
             stop=self.stop,
+            candidates=candidates,
         )
         emit(self.callbacks, "on_selection", control, _announced(retrieved))
         return retrieved, call | {"documents": retrieved.documents}

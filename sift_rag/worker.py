@@ -1,5 +1,7 @@
 """One thread that works through jobs, and the ways to wait for one: block, iterate, await.
 
+Jobs in the background wait until there are no others, and begin again when one comes.
+
 A caller never holds a lock while it consumes: the worker pushes into unbounded queues, and a
 caller that goes away only sets a flag, which the job polls.
 """
@@ -10,14 +12,31 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 _END = None  # what follows the last piece
+_in_background = contextvars.ContextVar("sift_rag_background", default=False)
+
+
+@contextmanager
+def background() -> Iterator[None]:
+    """Calls of an `Engine` inside give way to all others.
+
+    They wait until nobody else does. One that is running is put back when another call comes, after
+    the training step or token that is on its way, and begins again later (a stream is not put back,
+    as its pieces are out). For work that nobody waits for, such as a shadow of production.
+    """
+    token = _in_background.set(True)
+    try:
+        yield
+    finally:
+        _in_background.reset(token)
 
 
 class Cancelled(RuntimeError):
@@ -31,6 +50,8 @@ class Job(Generic[T]):
         future: Of the result.
         on_piece: Told each piece; set it before the job is submitted.
         submitted: When the job was made, by `time.perf_counter`.
+        in_background: Whether it gives way to others.
+        restartable: Whether it may begin again from the start.
     """
 
     def __init__(self, work: "Callable[[Job[T]], T]", cancel: threading.Event | None = None):
@@ -42,33 +63,52 @@ class Job(Generic[T]):
         # Two flags: giving up one stream must not cancel what else shares the caller's event.
         self._given_up = threading.Event()
         self._cancel = cancel or self._given_up
+        self.in_background = _in_background.get()
+        self.restartable = True
+        self._put_back = False
 
     @property
     def cancelled(self) -> bool:
-        """Whether anybody wants this job to end."""
+        """Whether this job is to end."""
+        return self._put_back or self._unwanted
+
+    @property
+    def _unwanted(self) -> bool:
         return self._given_up.is_set() or self._cancel.is_set()
 
     def cancel(self) -> None:
         """Ask the job to end; it does so after the step or token that is running."""
         self._given_up.set()
 
+    def put_back(self) -> None:
+        """Ask a running job to end now and begin again later, if it may."""
+        self._put_back = self.restartable
+
     def check(self) -> None:
         """Raise `Cancelled` if the job is to end."""
         if self.cancelled:
             raise Cancelled("The call was cancelled; the model is as it was before.")
 
-    def run(self) -> None:
-        """Do the work, on the worker's thread; whatever it raises goes to the caller."""
-        if not self.future.set_running_or_notify_cancel():
-            return
+    def run(self) -> bool:
+        """Do the work, on the worker's thread; whatever it raises goes to the caller.
+
+        Returns:
+            Whether the job was put back, and is to run again.
+        """
+        if not self.future.running() and not self.future.set_running_or_notify_cancel():
+            return False
         try:
             self.check()
             result = self._context.run(self._work, self)
         except BaseException as error:
+            if isinstance(error, Cancelled) and self._put_back and not self._unwanted:
+                self._put_back = False
+                return True
             self.future.set_exception(error)
             del self  # the traceback holds this frame: a cycle that would keep tensors alive
         else:
             self.future.set_result(result)
+        return False
 
     def wait(self) -> T:
         """Block until the result is there; an interrupt (Ctrl-C) cancels the job."""
@@ -86,19 +126,20 @@ class Job(Generic[T]):
 
 
 class Worker:
-    """A daemon thread and its queue of jobs. It does not keep the interpreter from ending."""
+    """A daemon thread and its queues of jobs. It does not keep the interpreter from ending."""
 
     def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
-        self._open: set[Job[Any]] = set()
-        self._lock = threading.Lock()
+        self._jobs: deque[Job[Any]] = deque()
+        self._background: deque[Job[Any]] = deque()
+        self._running: Job[Any] | None = None
+        self._changed = threading.Condition()
         self._closed = False
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, job: Job[Any]) -> None:
-        """Put a job into the queue.
+        """Put a job into its queue.
 
         Raises:
             RuntimeError: If the worker is closed, belongs to another process, or asks itself.
@@ -113,30 +154,43 @@ class Worker:
                 "A callback asked the Engine that is calling it, which would wait for itself "
                 "forever: ask it after the answer, or ask another Engine."
             )
-        with self._lock:
+        with self._changed:
             if self._closed:
                 raise RuntimeError("This Engine is closed: make a new one.")
-            self._open.add(job)
-            self._jobs.put(job)
+            (self._background if job.in_background else self._jobs).append(job)
+            if not job.in_background and self._running and self._running.in_background:
+                self._running.put_back()
+            self._changed.notify()
 
     def close(self, timeout: float | None = None) -> None:
         """Cancel all jobs and end the thread. May be called again, and from a callback."""
-        with self._lock:
-            jobs = list(self._open)
-            if not self._closed:
-                self._closed = True
-                self._jobs.put(None)
-        for job in jobs:
-            job.cancel()
+        with self._changed:
+            running = [self._running] if self._running else []
+            for job in [*running, *self._jobs, *self._background]:
+                job.cancel()
+            self._closed = True
+            self._changed.notify()
         if threading.current_thread() is not self._thread and os.getpid() == self._process:
             self._thread.join(timeout)
 
     def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job.run()
-            with self._lock:
-                self._open.discard(job)
+        while job := self._next():
+            again = job.run()
+            with self._changed:
+                self._running = None
+                if again:
+                    self._background.appendleft(job)
+                    if self._closed:
+                        job.cancel()
             del job  # else the last job's texts would stay until the next one comes
+
+    def _next(self) -> Job[Any] | None:
+        """The next job; None once there will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._background or self._closed)
+            waiting = self._jobs or self._background
+            self._running = waiting.popleft() if waiting else None
+            return self._running
 
 
 class Stream(Iterator[str], Generic[T]):
@@ -151,6 +205,7 @@ class Stream(Iterator[str], Generic[T]):
         self._over = False
         self._pieces = pieces = queue.SimpleQueue[str | None]()
         job.on_piece = pieces.put
+        job.restartable = False  # what is read cannot be taken back
         job.future.add_done_callback(lambda _: pieces.put(_END))
 
     @property
@@ -204,6 +259,7 @@ class AsyncStream(AsyncIterator[str], Generic[T]):
                 push(_END)
 
         job.on_piece = push
+        job.restartable = False
         job.future.add_done_callback(end)
 
     async def answer(self) -> T:

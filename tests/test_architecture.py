@@ -69,7 +69,7 @@ HEAVY = {
     "typer": {"cli"},
     "matplotlib": {"plotting"},
     "scipy": {"paired"},
-    "jinja2": {"report"},
+    "jinja2": {"generation", "report"},
     "rich": {"cli", "demo", "terminal"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

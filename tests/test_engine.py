@@ -18,8 +18,9 @@ from conftest import CONFIGS, CONTEXT, TRAINING, build
 from sift_rag import tiny
 from sift_rag.documents import Document
 from sift_rag.engine import Answer, Cancelled, Engine, Mode, Options, Score
-from sift_rag.events import Callback, Control
+from sift_rag.events import Callback, Control, Event
 from sift_rag.prompting import PromptTemplate
+from sift_rag.worker import background
 
 A = ("Where is the pump?", ["The pump Zorb is in Oslo.", "Ada looks after the pump Zorb."])
 B = ("Who runs the crane?", ["The crane Mib is run by Tom.", "The crane Mib is red.", "It is 3."])
@@ -133,7 +134,7 @@ class TestAnswers:
         assert answer.left_out == ()
         assert answer.note == ""
         assert answer.finish_reason in ("stop", "length")
-        assert answer.timings.keys() == {"queue", "train", "prompt", "generate", "total"}
+        assert answer.timings.keys() == {"queue", "train", "prompt", "prefill", "decode", "total"}
         parts = [seconds for stage, seconds in answer.timings.items() if stage != "total"]
         assert 0 < sum(parts) <= answer.timings["total"] < 60
         assert answer.usage["prompt_tokens"] > len(A[0])
@@ -597,3 +598,67 @@ def test_the_bundled_model(capfd: pytest.CaptureFixture[str]) -> None:
         assert answer.text
         assert answer.training is None or answer.training.losses[-1] < answer.training.losses[0]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_reference_is_scored_beside_the_answer(engine: Engine) -> None:
+    for mode in MODES:
+        plain = engine.answer("Who?", ["Tanaka."], mode=mode)
+        answer = engine.answer("Who?", ["Tanaka."], mode=mode, reference="Tanaka")
+        score = engine.score("Who?", "Tanaka", ["Tanaka."], mode=mode)
+        assert plain.score is None
+        assert answer.score is not None
+        assert (answer.score.nats, answer.score.bytes) == (score.nats, score.bytes)
+        assert (answer.text, answer.usage) == (plain.text, plain.usage)
+
+
+def test_a_reference_without_room_is_said_and_the_answer_stands(engine: Engine) -> None:
+    answer = engine.answer("Who?", mode="closed_book", reference="x" * 300)
+    assert answer.score is None
+    assert "was not scored: The reference has 301 tokens" in answer.note
+    assert answer.text == engine.answer("Who?", mode="closed_book").text
+    with pytest.raises(ValueError, match="reference is empty"):
+        engine.answer("Who?", mode="closed_book", reference=" ")
+
+
+def test_a_call_may_have_words_of_its_own(engine: Engine) -> None:
+    words = PromptTemplate(closed_book="{question}", stuffed="{context} {question}")
+    asked = engine.answer("Who?", ["Tanaka."], template=words)
+    assert asked.usage["prompt_tokens"] == len("Tanaka. Who?") + 1  # and BOS
+    bare = engine.answer("Who?", mode="closed_book", template=words)
+    assert bare.usage["prompt_tokens"] == len("Who?") + 1
+
+
+def test_the_size_leaves_out_a_table_that_is_only_looked_up(engine: Engine) -> None:
+    model = build()
+    table = model.get_input_embeddings().weight.numel()
+    assert engine.size.parameters == sum(p.numel() for p in model.parameters()) - table
+    assert (engine.size.layers, engine.size.width) == (2, 32)
+
+
+def test_an_answer_in_the_background_begins_again(engine: Engine) -> None:
+    """The training of the one is put back when the other is asked; both answers are right."""
+    wanted = engine.answer("Who?", ["Tanaka."], mode="train")
+    began, asked = threading.Event(), threading.Event()
+    starts: list[int] = []
+
+    class Watch(Callback):
+        def on_train_step(self, event: Event, control: Control) -> None:
+            if event["step"] == 1:
+                starts.append(1)
+                began.set()
+                asked.wait(30)
+
+    def shadow() -> Answer:
+        with background():
+            return engine.answer("Who?", ["Tanaka."], mode="train", callbacks=[Watch()])
+
+    with ThreadPoolExecutor() as pool:
+        shadowed = pool.submit(shadow)
+        assert began.wait(30)
+        first = pool.submit(engine.answer, "Who?", mode="closed_book")
+        while not engine._worker._jobs:
+            time.sleep(0.001)
+        asked.set()
+        first.result()
+        assert shadowed.result().text == wanted.text
+    assert len(starts) == 2

@@ -158,3 +158,14 @@ def test_bad_settings_are_named(
 def test_an_empty_question_is_refused(index: Index, engine: Engine, mode: str) -> None:
     with pytest.raises(ValueError, match="question is empty"):
         Pipeline(index, engine).answer(" ", mode=mode)  # type: ignore[arg-type]
+
+
+def test_candidates_that_were_found_before_are_not_searched_again(
+    index: Index, engine: Engine
+) -> None:
+    found = index.search(QUESTION, fetch_k=8)
+    nowhere = replace(index, embedder=None)  # type: ignore[arg-type]
+    answer = Pipeline(nowhere, engine, k=3).answer(QUESTION, candidates=found)
+    assert answer.documents == Pipeline(index, engine, k=3, fetch_k=8).answer(QUESTION).documents
+    assert "search" not in answer.timings
+    assert answer.timings["select"] > 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sift_rag.worker import AsyncStream, Cancelled, Job, Stream, Worker
+from sift_rag.worker import AsyncStream, Cancelled, Job, Stream, Worker, background
 
 SOON = 10.0  # seconds that nothing here needs
 
@@ -302,6 +302,92 @@ def test_an_async_stream_needs_a_loop() -> None:
     with pytest.raises(RuntimeError, match="no running event loop"):
         AsyncStream(Job(three))
     gc.collect()
+
+
+def in_background(work: Callable[[Job[Any]], Any], **more: Any) -> Job[Any]:
+    with background():
+        return Job(work, **more)
+
+
+def test_a_background_job_waits_until_nobody_else_does(worker: Worker) -> None:
+    order: list[str] = []
+    gate = threading.Event()
+    first = Job(lambda job: gate.wait(SOON))
+    shadow = in_background(lambda job: order.append("shadow"))
+    asked: list[Job[Any]] = [Job(lambda job: order.append("asked")) for _ in range(3)]
+    for job in (first, shadow, *asked):
+        worker.submit(job)
+    gate.set()
+    for job in (shadow, *asked):
+        job.wait()
+    assert order == ["asked", "asked", "asked", "shadow"]
+
+
+def test_a_running_background_job_is_put_back_and_begins_again(worker: Worker) -> None:
+    runs: list[str] = []
+    began = threading.Event()
+
+    def work(job: Job[Any]) -> str:
+        runs.append("began")
+        began.set()
+        while len(runs) == 1:  # the first time it only ends when asked to
+            time.sleep(0.001)
+            job.check()
+        return "done"
+
+    shadow = in_background(work)
+    worker.submit(shadow)
+    assert began.wait(SOON)
+    assert do(worker, lambda job: len(runs)) == 1
+    assert shadow.wait() == "done"
+    assert len(runs) == 2
+
+
+def test_a_background_job_that_is_left_is_not_begun_again(worker: Worker) -> None:
+    endless = Endless()
+    shadow = in_background(endless)
+    worker.submit(shadow)
+    assert endless.began.wait(SOON)
+    shadow.cancel()
+    assert do(worker, lambda job: "next") == "next"
+    with pytest.raises(Cancelled):
+        shadow.wait()
+
+
+def test_a_background_stream_is_not_put_back(worker: Worker) -> None:
+    began, gate = threading.Event(), threading.Event()
+
+    def work(job: Job[str]) -> str:
+        job.on_piece("once")
+        began.set()
+        gate.wait(SOON)
+        job.check()
+        return "once"
+
+    job = in_background(work)
+    stream = Stream(job)
+    worker.submit(job)
+    assert began.wait(SOON)
+    other = Job(lambda job: "other")
+    worker.submit(other)
+    gate.set()
+    assert list(stream) == ["once"]
+    assert other.wait() == "other"
+
+
+def test_closing_cancels_what_was_put_back(worker: Worker) -> None:
+    endless = Endless()
+    shadow = in_background(endless)
+    worker.submit(shadow)
+    assert endless.began.wait(SOON)
+    gate = threading.Event()
+    blocking = Job(lambda job: gate.wait(SOON))
+    worker.submit(blocking)
+    assert endless.ended.wait(SOON)
+    gate.set()
+    worker.close(SOON)
+    with pytest.raises(Cancelled):
+        shadow.wait()
 
 
 def test_what_a_job_held_is_freed_when_it_is_done(worker: Worker) -> None:
