@@ -4,29 +4,24 @@ import argparse
 import os
 import platform
 from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from sift_rag.surroundings import processor, versions
 
 FOLDER = Path(__file__).parent / "results"
 
 
 def machine(*packages: str, threads: int = 1) -> Iterator[str]:
     """Processor, threads, system, Python and packages: two lines."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    cpu = names[0] if names else platform.processor() or "unknown CPU"
     busy = "one thread" if threads == 1 else f"{threads} threads"
-    yield f"{cpu}, {os.cpu_count()} cores, {busy}; {platform.system()},"
+    yield f"{processor()}, {os.cpu_count()} cores, {busy}; {platform.system()},"
     yield f"Python {platform.python_version()}; {', '.join(map(named, packages))}."
 
 
 def named(package: str) -> str:
     """A package and its version."""
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return f"no {package}"
+    found = versions((package,))
+    return f"{package} {found[package]}" if found else f"no {package}"
 
 
 def load_average() -> str:

@@ -97,6 +97,7 @@ class Row:
         reply: What came back; None where it failed.
         values: By metric; None where it says nothing of this case.
         error: What was raised, as "Type: message"; empty where nothing was.
+        unmeasured: By metric, what its function raised.
     """
 
     case: str
@@ -104,3 +105,4 @@ class Row:
     reply: Reply | None
     values: Mapping[str, float | None]
     error: str = ""
+    unmeasured: Mapping[str, str] = field(default_factory=dict)

@@ -1,7 +1,8 @@
-"""The same questions through several ways: run them, keep each row, say what differs."""
+"""What came of the same questions through several ways, and what can be said of it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sift_rag import runs
 from sift_rag.cases import Case, Reply, Row
+from sift_rag.costs import BreakEven, Prices, break_even
 from sift_rag.metrics import Metric
+from sift_rag.paired import Paired, compare_pairs, interval
+from sift_rag.sizes import ModelSize
+from sift_rag.verdict import Verdict, verdict
 
 Values = NDArray[np.float64]
 
@@ -27,7 +33,8 @@ class Comparison:
         rows: One for each case and way, in the order of cases, then ways. Where a run was ended
             early, the last cases are missing as a whole.
         baseline: The way that the others are held against.
-        settings: Of the run, plain data for JSON: see `runs.header`.
+        settings: Of the run, plain data for JSON: ways, seed, versions, machine, command, ...
+        unfinished: Questions that were not asked of every way, as the run was ended before.
     """
 
     cases: tuple[Case, ...]
@@ -36,6 +43,35 @@ class Comparison:
     rows: tuple[Row, ...]
     baseline: str
     settings: Mapping[str, Any]
+    unfinished: int = 0
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Comparison:
+        """Read a run file, whether or not the run was ended early.
+
+        Raises:
+            RunFileError: It is no run file, or damaged.
+            OSError: It cannot be read.
+        """
+        return cls.of(runs.read(path))
+
+    @classmethod
+    def of(cls, log: runs.Log) -> Comparison:
+        """Of the questions that every way was asked."""
+        settings = dict(log.header["settings"])
+        ways = tuple(settings["ways"])
+        asked = [
+            case for case in log.cases.values() if all((case.id, way) in log.rows for way in ways)
+        ]
+        return cls(
+            cases=tuple(asked),
+            ways=ways,
+            metrics=tuple(_metric(record) for record in log.metrics),
+            rows=tuple(log.rows[case.id, way] for case in asked for way in ways),
+            baseline=log.header["baseline"],
+            settings=settings,
+            unfinished=log.header["cases"] - len(asked),
+        )
 
     @cached_property
     def _by_key(self) -> dict[tuple[str, str], Row]:
@@ -94,6 +130,54 @@ class Comparison:
         """The rows of a way that failed."""
         return [row for row in self.rows if row.way == way and row.error]
 
+    @property
+    def size(self) -> ModelSize | None:
+        """The size of the model that answered, where it is known."""
+        size = self.settings.get("size")
+        return ModelSize(*size) if size else None
+
+    @property
+    def prices(self) -> Prices | None:
+        """What tokens and time cost, where that was said."""
+        prices = self.settings.get("prices")
+        return Prices(**prices) if prices else None
+
+    def money(self, way: str) -> Values:
+        """(n,) money by the price table; NaN where there is none, or nothing to count."""
+        prices = self.prices
+        return self._replies(way, lambda reply: prices.of(reply) if prices else None)
+
+    def interval(self, metric: str, way: str) -> tuple[float, float]:
+        """95 % interval of the mean of a metric."""
+        found = self.metric(metric)
+        return interval(self.values(metric, way), binary=found.binary, seed=self._seed)
+
+    def pairs(self, metric: str | None = None) -> tuple[Paired, ...]:
+        """Each pair of ways in a metric, by default in the main one; without one, none."""
+        name = metric or (self.main.name if self.main else None)
+        if name is None:
+            return ()
+        if name not in self._pairs:
+            values = {way: self.values(name, way) for way in self.ways}
+            self._pairs[name] = compare_pairs(self.metric(name), values, seed=self._seed)
+        return self._pairs[name]
+
+    def verdict(self) -> Verdict:
+        """What the numbers say, in words."""
+        return verdict(self)
+
+    def break_even(self) -> tuple[BreakEven, ...]:
+        """From where on training takes less time than stuffing, for each pair of such ways."""
+        return break_even(self, size=self.size)
+
+    @cached_property
+    def _pairs(self) -> dict[str, tuple[Paired, ...]]:
+        return {}
+
+    @property
+    def _seed(self) -> int:
+        return int(self.settings.get("seed", 0))
+
     def _replies(self, way: str, get: Callable[[Reply], float | None]) -> Values:
         return self._column(way, lambda row: get(row.reply) if row.reply else None)
 
@@ -105,3 +189,12 @@ class Comparison:
         rows = (self.row(case.id, way) for case in self.cases)
         found = (None if row is None else get(row) for row in rows)
         return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
+
+
+def _metric(record: Mapping[str, Any]) -> Metric:
+    """A metric of a run file, whose values are there: its function is not needed again."""
+
+    def measure(case: Case, reply: Reply) -> None:
+        raise NotImplementedError("This metric was read from a run file, which holds no functions.")
+
+    return Metric(measure=measure, **record)

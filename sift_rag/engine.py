@@ -18,9 +18,10 @@ from sift_rag import worker
 from sift_rag.answering import Answer, Answerer, Mode, Request, Score
 from sift_rag.documents import Document, as_documents
 from sift_rag.events import Callback, Control
-from sift_rag.generation import LanguageModel, Message, ModelSize
+from sift_rag.generation import LanguageModel, Message
 from sift_rag.loading import load
 from sift_rag.prompting import Order, PromptTemplate
+from sift_rag.sizes import ModelSize
 from sift_rag.training import TrainingConfig
 from sift_rag.worker import Cancelled, Job, Worker
 

@@ -20,27 +20,11 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from sift_rag.loading import check_causal
+from sift_rag.sizes import ModelSize
 
 FinishReason = Literal["stop", "length", "cancelled"]
 Message: TypeAlias = Mapping[str, str]
 """One turn of a chat: its role ("system", "user" or "assistant") and its content."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    """What an estimate of a model's arithmetic needs.
-
-    Attributes:
-        parameters: Weights that a token goes through: all but the embedding table, unless that is
-            the output layer too.
-        layers: Layers; each is counted as one with attention.
-        width: Numbers that stand for a token between two layers.
-    """
-
-    parameters: int
-    layers: int
-    width: int
-
 
 # Where neither model nor tokenizer names a limit (ALiBi, state spaces): what such models were
 # mostly trained with.

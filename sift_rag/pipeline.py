@@ -139,12 +139,12 @@ class Pipeline:
         Raises:
             ValueError: If the question is empty or the mode unknown.
         """
-        started = time.perf_counter()
         retrieved, call = self._prepare(question, mode, candidates)
         answer = self.engine.answer(question, **call, **options)
         if retrieved is None:
             return answer
-        timings = retrieved.timings | answer.timings | {"total": time.perf_counter() - started}
+        timings = retrieved.timings | answer.timings
+        timings["total"] += sum(retrieved.timings.values())
         return replace(answer, selection=retrieved.selection, timings=timings)
 
     def stream(self, question: str, *, mode: Mode | None = None, **options: Any) -> Stream:
