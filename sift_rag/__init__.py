@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sift_rag.batches import sift_batch
     from sift_rag.candidates import Candidates, Index, IndexFormatError
+    from sift_rag.cases import Case, Reply
+    from sift_rag.comparing import compare
+    from sift_rag.comparison import Comparison
+    from sift_rag.costs import Prices
     from sift_rag.documents import Document, read_folder, split
     from sift_rag.embeddings import Embedder, SentenceTransformerEmbedder
     from sift_rag.engine import Answer, Cancelled, Engine, Score
     from sift_rag.events import Callback, Control
     from sift_rag.explaining import Explanation
     from sift_rag.kernels import linear, rbf
+    from sift_rag.metrics import Metric
     from sift_rag.pipeline import Pipeline
     from sift_rag.refetch import Fetched, sift_search
     from sift_rag.rivals import dpp, mmr, nearest, random, uncertainty_sampling
@@ -26,6 +31,8 @@ _HOME = {
     "Callback": "events",
     "Cancelled": "engine",
     "Candidates": "candidates",
+    "Case": "cases",
+    "Comparison": "comparison",
     "Control": "events",
     "Document": "documents",
     "Embedder": "embeddings",
@@ -34,12 +41,16 @@ _HOME = {
     "Fetched": "refetch",
     "Index": "candidates",
     "IndexFormatError": "candidates",
+    "Metric": "metrics",
     "Pipeline": "pipeline",
+    "Prices": "costs",
+    "Reply": "cases",
     "Score": "engine",
     "Selection": "selection",
     "SentenceTransformerEmbedder": "embeddings",
     "TrainingConfig": "training",
     "TrainingReport": "training",
+    "compare": "comparing",
     "dpp": "rivals",
     "linear": "kernels",
     "mmr": "rivals",
@@ -60,6 +71,8 @@ __all__ = [
     "Callback",
     "Cancelled",
     "Candidates",
+    "Case",
+    "Comparison",
     "Control",
     "Document",
     "Embedder",
@@ -68,12 +81,16 @@ __all__ = [
     "Fetched",
     "Index",
     "IndexFormatError",
+    "Metric",
     "Pipeline",
+    "Prices",
+    "Reply",
     "Score",
     "Selection",
     "SentenceTransformerEmbedder",
     "TrainingConfig",
     "TrainingReport",
+    "compare",
     "dpp",
     "linear",
     "mmr",

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sift_rag import metrics as measures
 from sift_rag import runs
+from sift_rag.break_even import BreakEven, break_even
 from sift_rag.cases import Case, Reply, Row
-from sift_rag.costs import BreakEven, Prices, break_even
+from sift_rag.costs import Prices
 from sift_rag.metrics import Metric
 from sift_rag.paired import Paired, compare_pairs, interval
 from sift_rag.sizes import ModelSize
@@ -66,7 +68,7 @@ class Comparison:
         return cls(
             cases=tuple(asked),
             ways=ways,
-            metrics=tuple(_metric(record) for record in log.metrics),
+            metrics=tuple(measures.described(record) for record in log.metrics),
             rows=tuple(log.rows[case.id, way] for case in asked for way in ways),
             baseline=log.header["baseline"],
             settings=settings,
@@ -189,12 +191,3 @@ class Comparison:
         rows = (self.row(case.id, way) for case in self.cases)
         found = (None if row is None else get(row) for row in rows)
         return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
-
-
-def _metric(record: Mapping[str, Any]) -> Metric:
-    """A metric of a run file, whose values are there: its function is not needed again."""
-
-    def measure(case: Case, reply: Reply) -> None:
-        raise NotImplementedError("This metric was read from a run file, which holds no functions.")
-
-    return Metric(measure=measure, **record)

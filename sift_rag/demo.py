@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from string import ascii_lowercase
 from statistics import median
 from typing import TYPE_CHECKING, get_args
 
@@ -39,8 +40,8 @@ class Row:
     right: bool
 
 
-def corpus(devices: Sequence[world.Device], *, seed: int) -> list[Document]:
-    """Two sheets for each device, each with half of its facts, and a reworded copy of each.
+def corpus(devices: Sequence[world.Device], *, seed: int, copies: int = 2) -> list[Document]:
+    """Two sheets for each device, each with half of its facts, in several rewordings.
 
     The copies are what a real corpus is full of: revisions, mirrors, overlapping chunks.
     """
@@ -49,7 +50,7 @@ def corpus(devices: Sequence[world.Device], *, seed: int) -> list[Document]:
     for device in devices:
         facts = random.sample(world.ATTRIBUTES, len(world.ATTRIBUTES))
         for sheet, attributes in enumerate((facts[:4], facts[4:]), 1):
-            for revision in "ab":
+            for revision in ascii_lowercase[:copies]:
                 documents.append(
                     Document(
                         world.passage(device, seed=random, attributes=attributes),
