@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console, Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.progress import (
     BarColumn,
@@ -19,13 +20,18 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from sift_rag import tables
 from sift_rag.events import Callback, Control, Event
 from sift_rag.explaining import HEADER, Explanation, shorten
+from sift_rag.summary import summary
 
 if TYPE_CHECKING:  # torch comes with them
+    from sift_rag.comparison import Comparison
     from sift_rag.documents import Document
     from sift_rag.engine import Answer
     from sift_rag.pipeline import Retrieved
+
+_NAME = 24  # characters of a way's name in a table
 
 
 def progress(console: Console) -> Progress:
@@ -139,6 +145,68 @@ def seconds(timings: Mapping[str, float], stages: Iterable[str] = ()) -> str:
     """Stages and their seconds in a line, those that took next to nothing left out."""
     shown = [name for name in (stages or timings) if timings.get(name, 0.0) >= 0.005]
     return ", ".join(f"{name} {timings[name]:.2f} s" for name in shown)
+
+
+def comparison(compared: Comparison) -> Group:
+    """Verdict, ways by metrics, each way against the baseline, break-even; from 60 columns on."""
+    found = summary(compared)
+    verdict, baseline = found["verdict"], found["baseline"]
+    main = next((metric for metric in found["metrics"] if metric["name"] == found["main"]), None)
+    pairs = [pair for pair in found["pairs"].get(found["main"], ()) if pair["a"] == baseline]
+    parts: list[RenderableType] = [Text(_said(verdict["sentence"]), style="bold")]
+    parts += [Padding(Text(_said(each), style="dim"), (0, 0, 0, 2)) for each in verdict["details"]]
+    parts += [Text(), _Fitting(tables.ways(found))]
+    if main and pairs:
+        said = _said(f"Against {baseline}, {main['title']}:")
+        parts += [Text(f"\n{said}", style="bold"), _Fitting(tables.against(pairs, main))]
+    if found["break_even"]:
+        parts.append(Text("\nWhen training pays:", style="bold"))
+    parts += [Padding(Text(_said(each["sentence"])), (0, 0, 0, 2)) for each in found["break_even"]]
+    return Group(*parts)
+
+
+class _Fitting:
+    """A table that leaves its last columns but one out where it would be too wide.
+
+    The first column is the name, the second what matters most, the last what it takes.
+    """
+
+    def __init__(self, table: tables.Table) -> None:
+        self._headings, self._rows = table.headings, table.rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        last = len(self._headings) - 1
+        columns = [i for i in (0, 1, last) if i <= last]
+        for i in sorted({*range(last + 1)} - {*columns}):
+            if sum(self._width(j) + 2 for j in (*columns, i)) > options.max_width:
+                break
+            columns.append(i)
+        shown = Table(box=None, pad_edge=False, header_style="dim")
+        for i in sorted({*columns}):
+            side: Literal["left", "right"] = "right" if i else "left"
+            shown.add_column(Text(_said(self._headings[i])), justify=side, width=self._width(i))
+        for row in self._rows:
+            shown.add_row(*(_cell(row[i]) for i in sorted({*columns})))
+        yield shown
+        if left_out := [_said(self._headings[i]) for i in range(last + 1) if i not in columns]:
+            yield Text(f"Not shown, too narrow: {', '.join(left_out)}.", style="dim")
+
+    def _width(self, column: int) -> int:
+        words = max(map(len, self._headings[column].split()))
+        lines = [line for row in self._rows for line in _cell(row[column]).plain.split("\n")]
+        return max([words, *map(cell_len, lines)])
+
+
+def _cell(cell: tables.Cell) -> Text:
+    """The value and its mark, the interval below it."""
+    shown = Text(_said(f"{cell.text} {cell.mark}", characters=_NAME))
+    if cell.small:
+        shown.append(f"\n{_said(cell.small)}", style="dim")
+    return shown
+
+
+def _said(text: str, *, characters: int = 2_000) -> str:
+    return shorten(text, characters)
 
 
 def notices(answer: Answer) -> list[str]:
