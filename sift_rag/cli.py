@@ -6,41 +6,40 @@ input or the machine did not allow it (one sentence says why), 2 wrong usage, 13
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from sift_rag import terminal
+from sift_rag import cli_compare, terminal
+from sift_rag.cli_options import (
+    MINILM,
+    SELECTORS,
+    AsJson,
+    EmbedderName,
+    FetchK,
+    IndexFolder,
+    K,
+    Model,
+    Question,
+    Selector,
+    Use,
+    embedder_of,
+    engine_of,
+    err,
+    load_index,
+    out,
+    print_json,
+)
 from sift_rag.documents import MAX_TOKENS
 from sift_rag.explaining import visible
-from sift_rag.rivals import dpp, mmr, nearest, random, uncertainty_sampling
-from sift_rag.selection import Selection, sift
 
 if TYPE_CHECKING:
     from sift_rag.candidates import Index
     from sift_rag.embeddings import SentenceTransformerEmbedder
-    from sift_rag.engine import Answer, Engine
+    from sift_rag.engine import Answer
     from sift_rag.pipeline import Pipeline
-
-# Heavy imports (torch, transformers) are inside the functions: `sift-rag --help` answers at once.
-
-SELECTORS: dict[str, Callable[..., Selection]] = {
-    "sift": sift,
-    "nearest": nearest,
-    "mmr": mmr,
-    "dpp": dpp,
-    "uncertainty-sampling": uncertainty_sampling,
-    "random": random,
-}
-Select = Literal["sift", "nearest", "mmr", "dpp", "uncertainty-sampling", "random"]
-Use = Literal["stuff", "train", "both", "closed-book"]
-
-out = Console()
-err = Console(stderr=True)
 
 
 class _Commands(typer.core.TyperGroup):
@@ -69,17 +68,6 @@ app = typer.Typer(
     "the prompt, train on them for one question, or both.",
 )
 
-IndexFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The index.")]
-Question = Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know.")]
-K = Annotated[int, typer.Option("-k", "--k", help="Passages to select.")]
-FetchK = Annotated[int, typer.Option(help="Candidates that the selection sees.")]
-Selector = Annotated[Select, typer.Option(help="How passages are selected.")]
-EmbedderName = Annotated[
-    str, typer.Option("--embedder", help="A sentence-transformers model: name or local path.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-MINILM = "minilm"
-
 
 @app.command(
     epilog="Example: [bold]sift-rag index ./handbook --out handbook.index[/bold]",
@@ -102,7 +90,7 @@ def index(
     check_target(out_dir)  # before the long work, not after it
     with terminal.ProgressBar(err, "Reading") as bar:
         reading = read_folder(folder, progress=bar)
-    model = _embedder(embedder)
+    model = embedder_of(embedder)
     passages = split(
         reading.documents, max_tokens=max_tokens, overlap=overlap, tokenizer=model.tokenizer
     )
@@ -141,13 +129,13 @@ def search(
     from sift_rag.pipeline import retrieve
 
     found = retrieve(
-        _load(folder, embedder), question, select=SELECTORS[select], k=k, fetch_k=fetch_k
+        load_index(folder, embedder), question, select=SELECTORS[select], k=k, fetch_k=fetch_k
     )
     documents = found.candidates.documents
     why = found.selection.explain([d.text for d in documents]) if explain else None
     if as_json:
         extra = {"explanation": asdict(why)} if why else {}
-        _print_json({"question": question, "selected": found.rows()} | extra)
+        print_json({"question": question, "selected": found.rows()} | extra)
         return
     out.print(terminal.explanation(why, documents) if why else terminal.passages(found))
     err.print(terminal.seconds(found.timings), style="dim")
@@ -161,9 +149,7 @@ def ask(
     folder: IndexFolder,
     question: Question,
     use: Annotated[Use, typer.Option(help="How the passages are used.")] = "stuff",
-    model: Annotated[
-        str, typer.Option(help="A causal LM: Hugging Face name, local path, or tiny.")
-    ] = "tiny",
+    model: Model = "tiny",
     embedder: EmbedderName = MINILM,
     k: K = 5,
     fetch_k: FetchK = 50,
@@ -175,9 +161,9 @@ def ask(
     """Answer a question from an index."""
     from sift_rag.pipeline import Pipeline
 
-    loaded = _load(folder, embedder)
+    loaded = load_index(folder, embedder)
     mode: Any = use.replace("-", "_")
-    with _engine(model) as engine:
+    with engine_of(model) as engine:
         pipeline = Pipeline(
             loaded,
             engine,
@@ -189,7 +175,7 @@ def ask(
         )
         answer = _answer(pipeline, question, max_new_tokens, stream=stream, as_json=as_json)
     if as_json:
-        _print_json(_answer_as_json(answer), indent=None if stream else 2)
+        print_json(_answer_as_json(answer), indent=None if stream else 2)
         return
     if not stream:
         out.print(visible(answer.text), markup=False, highlight=False)
@@ -206,29 +192,9 @@ def demo(
     """See it work: invented devices, three ways to answer, nothing downloaded."""
     from sift_rag.demo import run
 
-    embedder = _embedder(MINILM)
-    with _engine("tiny") as engine:
+    embedder = embedder_of(MINILM)
+    with engine_of("tiny") as engine:
         run(embedder, engine, questions=questions, seed=seed, console=out)
-
-
-def _embedder(name: str) -> "SentenceTransformerEmbedder":
-    from sift_rag.embeddings import SentenceTransformerEmbedder, minilm
-
-    with err.status("Loading the embedder"):
-        return minilm() if name == MINILM else SentenceTransformerEmbedder(name)
-
-
-def _engine(name: str) -> "Engine":
-    from sift_rag.engine import Engine
-
-    with err.status("Loading the model"):
-        return Engine.tiny() if name == "tiny" else Engine.from_pretrained(name)
-
-
-def _load(folder: Path, embedder: str) -> "Index":
-    from sift_rag.candidates import Index
-
-    return Index.load(folder, _embedder(embedder))
 
 
 def _previous(folder: Path, embedder: "SentenceTransformerEmbedder") -> "Index | None":
@@ -272,8 +238,7 @@ def _answer_as_json(answer: "Answer") -> dict[str, Any]:
     }
 
 
-def _print_json(data: dict[str, Any], *, indent: int | None = 2) -> None:
-    sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=indent, default=str) + "\n")
+cli_compare.register(app)
 
 
 def main() -> None:

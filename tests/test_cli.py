@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from sift_rag.cli import SELECTORS, app
+from sift_rag.cli import app
+from sift_rag.cli_options import SELECTORS
 
 FACTS = {
     "korgost.txt": "The Korgost pump stands in Oslo. The Korgost pump weighs 340 kg.",
