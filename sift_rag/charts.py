@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from sift_rag import quantities
 from sift_rag.drawing import (
+    MARKS,
     Box,
     Label,
     Scale,
@@ -28,6 +29,8 @@ Summary = Mapping[str, Any]
 
 _HEIGHT = 300
 _HEAD = 24  # room over the highest point, for its name
+_PANEL = 170
+_CHANGES = {-1.0: "broke", 0.0: "same", 1.0: "fixed"}
 _MOST = 400  # dots in a panel
 _BINS = 4
 
@@ -41,29 +44,30 @@ def quality(summary: Summary) -> str:
     found = _points(summary) if main else []
     if not main or not found:
         return ""
-    unit = main["unit"]
     x = logarithmic([end for point in found for end in (point["p50"], point["p95"])])
     y = linear([end for point in found for end in (point["low"], point["high"])])
-    drawn = [_grid(y, unit), _times(x)]
+    drawn = [_levels(y, _down, lambda value: quantities.tick(value, main["unit"])), _times(x)]
     drawn += [_cross(point, x, y) for point in found]
     drawn += [
         mark(point["number"], x.at(point["p50"]), f"{_down(y, point['mean']):.1f}")
         for point in found
     ]
-    drawn += _names(found, x, y)
-    better = "higher" if main["higher_is_better"] else "lower"
-    drawn.append(
-        text(f"{_short(main)} ({better} is better)", x=-44, y=-4, class_="axis")
-        + text("seconds a question, p50 to p95", x="100%", y=_HEIGHT + 38, class_="axis end")
-    )
-    told = "; ".join(
-        f"{point['name']}: {quantities.amount(point['mean'], unit)} "
-        f"({quantities.span(point['low'], point['high'], unit)}), "
-        f"{quantities.seconds(point['p50'])}"
-        for point in found
-    )
-    title = f"{main['title']} against seconds a question".capitalize()
+    drawn += [*_names(found, x, y), _axes(main)]
+    told = "; ".join(_told(point, main["unit"]) for point in found)
+    title = f"{name(main['title'])} against seconds a question".capitalize()
     return picture(title, told, *drawn, height=_HEIGHT, class_="plot")
+
+
+def _told(point: Mapping[str, Any], unit: str) -> str:
+    mean, took = quantities.amount(point["mean"], unit), quantities.seconds(point["p50"])
+    return f"{point['name']}: {mean} ({quantities.span(point['low'], point['high'], unit)}), {took}"
+
+
+def _axes(metric: Mapping[str, Any]) -> str:
+    better = "higher" if metric["higher_is_better"] else "lower"
+    upright = text(f"{_short(metric)} ({better} is better)", x=-44, y=-4, class_="axis")
+    across = text("seconds a question, p50 to p95", x="100%", y=_HEIGHT + 38, class_="axis end")
+    return upright + across
 
 
 def _short(metric: Mapping[str, Any]) -> str:
@@ -93,11 +97,12 @@ def _down(y: Scale, value: float) -> float:
     return _HEAD + (_HEIGHT - _HEAD) * (1 - y(value))
 
 
-def _grid(y: Scale, unit: str) -> str:
+def _levels(y: Scale, place: Callable[[Scale, float], float], write: Callable[[float], str]) -> str:
+    """A line across at each tick, and what it stands for."""
     return "".join(
-        tag("line", x1="0", x2="100%", y1=_down(y, value), y2=_down(y, value), class_="grid")
-        + text(quantities.tick(value, unit), x=-8, y=f"{_down(y, value) + 4:.1f}", class_="end")
-        for value in y.ticks
+        tag("line", x1=0, x2="100%", y1=f"{down:.1f}", y2=f"{down:.1f}", class_="grid")
+        + text(write(value), x=-8, y=f"{down + 4:.1f}", class_="end")
+        for value, down in ((value, place(y, value)) for value in y.ticks)
     )
 
 
@@ -113,7 +118,7 @@ def _cross(point: Mapping[str, Any], x: Scale, y: Scale) -> str:
     """The interval of the mean upright, from p50 to p95 across."""
     across, middle = x.at(point["p50"]), f"{_down(y, point['mean']):.1f}"
     low, high = (f"{_down(y, point[end]):.1f}" for end in ("low", "high"))
-    class_ = f"line{point['number'] % 8}"
+    class_ = f"line{point['number'] % len(MARKS)}"
     upright = tag("line", x1=across, x2=across, y1=low, y2=high, class_=class_)
     late = tag("line", x1=across, x2=x.at(point["p95"]), y1=middle, y2=middle, class_=class_)
     return upright + late
@@ -153,40 +158,37 @@ def gain(signal: Mapping[str, Any], number: int, metric: Mapping[str, Any]) -> s
         metric: The main one.
     """
     points = [(float(across), float(gained)) for across, gained in signal["points"]]
+    binary = metric["binary"]
     x = linear([across for across, _ in points], at_most=4)
-    y = linear([-1.0, 1.0], at_most=2) if metric["binary"] else linear([g for _, g in points] + [0])
-    words = {-1.0: "broke", 0.0: "same", 1.0: "fixed"} if metric["binary"] else {}
-    grid = "".join(
-        tag("line", x1=0, x2="100%", y1=_low(y, value), y2=_low(y, value), class_="grid")
-        + text(
-            words.get(value) or quantities.tick(value, metric["unit"]),
-            x=-8,
-            y=f"{_low(y, value) + 4:.1f}",
-            class_="end",
-        )
-        for value in y.ticks
-    )
-    scale = "".join(
-        text(f"{quantities.tick(value, 'share')}", x=x.at(value), y=_PANEL + 22, class_="mid")
+    y = linear([-1.0, 1.0], at_most=2) if binary else linear([0.0, *(g for _, g in points)])
+    words = _CHANGES if binary else {}
+    levels = _levels(y, _low, lambda at: words.get(at) or quantities.tick(at, metric["unit"]))
+    title = f"Gain of {name(signal['way'])} over {name(signal['over'])} against {signal['told']}"
+    told = f"{correlation(signal)}. The line is the mean gain of each quarter of the questions."
+    dots = tag("g", _dots(points, x, y, spread=binary), class_=f"dots way{number % len(MARKS)}")
+    drawn = (levels, _shares(x, signal["told"]), dots, _means(points, x, y))
+    return picture(title, told, *drawn, height=_PANEL, class_="plot")
+
+
+def _shares(x: Scale, told: str) -> str:
+    numbers = (
+        text(quantities.tick(value, "share"), x=x.at(value), y=_PANEL + 22, class_="mid")
         for value in x.ticks
     )
-    dots = "".join(
-        tag("circle", cx=x.at(across), cy=f"{_low(y, gained) + _shake(i, words):.1f}", r=3.5)
+    return "".join(numbers) + text(f"{told}, %", x="100%", y=_PANEL + 42, class_="axis end")
+
+
+def _dots(points: Sequence[tuple[float, float]], x: Scale, y: Scale, *, spread: bool) -> str:
+    """Of equal values, dots are spread about their level: to the same places each time."""
+    return "".join(
+        tag(
+            "circle",
+            cx=x.at(across),
+            cy=f"{_low(y, gained) + spread * 24 * (i * 0.618 % 1 - 0.5):.1f}",
+            r=3.5,
+        )
         for i, (across, gained) in enumerate(thinned(points, _MOST))
     )
-    axis = text(f"{signal['told']}, %", x="100%", y=_PANEL + 42, class_="axis end")
-    dots = tag("g", dots, class_=f"dots way{number % 8}")
-    title = f"Gain of {name(signal['way'])} over {name(signal['over'])} against {signal['told']}"
-    return picture(
-        title,
-        f"{correlation(signal)}. The line is the mean gain of each quarter of the questions.",
-        *(grid, scale, dots, _means(points, x, y), axis),
-        height=_PANEL,
-        class_="plot",
-    )
-
-
-_PANEL = 170
 
 
 def correlation(signal: Mapping[str, Any]) -> str:
@@ -201,11 +203,6 @@ def correlation(signal: Mapping[str, Any]) -> str:
 
 def _low(y: Scale, value: float) -> float:
     return _PANEL * (1 - y(value))
-
-
-def _shake(number: int, words: Mapping[float, str]) -> float:
-    """Dots of equal values side by side: the same places each time."""
-    return 24 * (number * 0.618 % 1 - 0.5) if words else 0.0
 
 
 def _means(points: Sequence[tuple[float, float]], x: Scale, y: Scale) -> str:

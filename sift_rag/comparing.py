@@ -22,6 +22,7 @@ from sift_rag.costs import Prices
 from sift_rag.documents import Progress, content_hash
 from sift_rag.embeddings import embedder_name
 from sift_rag.metrics import Metric
+from sift_rag.recording import described
 from sift_rag.surroundings import machine, versions
 
 if TYPE_CHECKING:
@@ -169,10 +170,10 @@ class _Run:
             for way in self.ways.values():  # else the first question pays for what is made once
                 answering.warm_up(way, case)
             self.warm = True
-        for way in left:
-            row = self.log.rows.get((case.id, way))
+        for name in left:
+            row = self.log.rows.get((case.id, name))
             if row is None or row.reply is None:
-                row = self._answered(case, way)
+                row = self._answered(case, name)
             self.log.add(self._measured(case, row))
             self.answered = self.answered or row.reply is not None
         if not self.answered and len(self.log.rows) >= HOPELESS * len(self.ways):
@@ -189,7 +190,7 @@ class _Run:
         try:
             reply = self.ways[way](case)
         except Exception as error:
-            return Row(case=case.id, way=way, reply=None, values={}, error=_said(error))
+            return Row(case=case.id, way=way, reply=None, values={}, error=described(error))
         return Row(case=case.id, way=way, reply=reply, values={})
 
     def _measured(self, case: Case, row: Row) -> Row:
@@ -202,7 +203,7 @@ class _Run:
                     values[metric.name] = measures.value(metric, case, row.reply)
                 except Exception as error:
                     values[metric.name] = None
-                    unmeasured[metric.name] = _said(error)
+                    unmeasured[metric.name] = described(error)
         return Row(
             case=row.case, way=row.way, reply=row.reply, values=values, unmeasured=unmeasured
         )
@@ -254,10 +255,6 @@ def _described(metric: Metric) -> dict[str, Any]:
 
 def _given(options: Options, *names: str) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in names}
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _progress(wanted: Progress | bool | None, total: int) -> Progress:

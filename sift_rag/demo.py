@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from string import ascii_lowercase
 from statistics import median
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console

@@ -130,7 +130,7 @@ def logarithmic(values: Sequence[float]) -> Scale:
     low = max((step for step in steps if step <= min(values)), default=steps[0])
     high = min((step for step in steps if step >= max(values) and step > low), default=steps[-1])
     ticks = [step for step in steps if low <= step <= high]
-    if len(ticks) > 5:  # whole powers of ten are enough
+    if len(ticks) > 6:  # whole powers of ten are enough
         ticks = [step for step in ticks if math.log10(step) % 1 < 1e-9]
     return Scale(low, high, tuple(ticks[:: math.ceil(len(ticks) / 6)]), log=True)
 

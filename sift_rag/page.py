@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from statistics import pvariance
 from typing import TYPE_CHECKING, Any
 
 from sift_rag import charts, drawing, quantities, tables
@@ -136,31 +137,30 @@ def _matrix(found: Summary) -> list[list[int | None]]:
 
 def _questions(found: Summary, main: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Those that are shown: where there are too many, those on which the ways differ most."""
-    sign = 1 if main is None or main["higher_is_better"] else -1
-    ways = [way["name"] for way in found["ways"]]
-    asked = []
-    for number, question in enumerate(found["questions"], 1):
-        replies = [question["replies"].get(way) for way in ways]
-        values = [
-            reply["values"].get(main["name"]) if reply and main else None for reply in replies
-        ]
-        known = [sign * value for value in values if value is not None]
-        asked.append(
-            {
-                "number": number,
-                **question,
-                "values": values,
-                "signed": [None if value is None else sign * value for value in values],
-                "differs": max(known) - min(known) if known else 0.0,
-                "failed": any(reply and reply["error"] for reply in replies),
-                "replies": replies,
-            }
-        )
+    asked = [_asked(found, main, number) for number in range(found["asked"])]
     telling = sorted(asked, key=lambda each: (-each["failed"], -each["differs"]))[:MOST]
     for each in telling:
         each["passages"], each["more"] = _passages(found, each)
         each["figures"] = tables.replies(found, found["questions"][each["number"] - 1])
     return sorted(telling, key=lambda each: int(each["number"]))
+
+
+def _asked(found: Summary, main: Mapping[str, Any] | None, number: int) -> dict[str, Any]:
+    """A question with its replies in the order of ways; None where there is none."""
+    question = found["questions"][number]
+    replies = [question["replies"].get(way["name"]) for way in found["ways"]]
+    values = [reply["values"].get(found["main"]) if reply else None for reply in replies]
+    sign = 1 if main is None or main["higher_is_better"] else -1
+    known = [value for value in values if value is not None]
+    return {
+        **question,
+        "number": number + 1,
+        "replies": replies,
+        "values": values,
+        "signed": [None if value is None else sign * value for value in values],
+        "differs": pvariance(known) if known else 0.0,
+        "failed": any(reply and reply["error"] for reply in replies),
+    }
 
 
 def _passages(found: Summary, question: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
@@ -172,7 +172,7 @@ def _passages(found: Summary, question: Mapping[str, Any]) -> tuple[list[dict[st
     gold = set(question["gold"])
     listed = [
         {"key": key, **found["passages"][key], "ways": ways}
-        | {"gold": bool(gold & {key, found["passages"][key]["text"]})}
+        | {"gold": bool(gold & {found["passages"][key][name] for name in ("id", "text")})}
         for key, ways in used.items()
     ]
     return listed[:_PASSAGES], max(0, len(listed) - _PASSAGES)

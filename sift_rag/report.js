@@ -4,6 +4,16 @@
   const one = (id) => document.getElementById(id);
   document.documentElement.classList.add("scripted");
 
+  // A box is reached by keyboard where there is something to scroll.
+  const boxes = all(".scroll");
+  const reach = () => boxes.forEach((box) => {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  });
+  addEventListener("resize", reach);
+  document.addEventListener("toggle", reach, true);
+  reach();
+
   // Tables: a button in each heading that can be sorted by.
   const number = (row, column) => {
     const value = row.cells[column].dataset.value;

@@ -175,7 +175,8 @@ class _Passages:
         while (there := self.found.get(key)) and there["text"] != document.text:
             number += 1
             key = f"{document.id}~{number}"
-        self.found[key] = {"text": document.text, "metadata": document.metadata}
+        names = ("id", "text", "metadata")
+        self.found[key] = {name: getattr(document, name) for name in names}
         return key
 
 
