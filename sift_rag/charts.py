@@ -72,7 +72,7 @@ def _axes(metric: Mapping[str, Any]) -> str:
 
 def _short(metric: Mapping[str, Any]) -> str:
     unit = "%" if metric["unit"] == "share" else metric["unit"]
-    return name(metric["title"]) + (f", {name(unit)}" if unit else "")
+    return name(metric["title"]) + (f", {name(unit)}" if unit not in ("", metric["title"]) else "")
 
 
 def _points(summary: Summary) -> list[dict[str, Any]]:
@@ -259,7 +259,7 @@ def forest(pairs: Sequence[Mapping[str, Any]]) -> Scale | None:
     """The scale that holds the intervals of all pairs, and no difference."""
     ends = [pair[key] for pair in pairs for key in ("low", "high", "difference")]
     known = [end for end in ends if end is not None]
-    return linear([*known, 0.0], at_most=4) if known and any(known) else None
+    return linear([*known, 0.0], at_most=4) if known else None
 
 
 def difference(pair: Mapping[str, Any], scale: Scale, unit: str) -> str:

@@ -51,6 +51,7 @@ def render(found: Summary) -> str:
         tables=tables,
         quality=charts.quality(found),
         stage_bars=list(_stage_bars(found)),
+        stage_legend=_stage_legend(found),
         token_bars=list(_token_bars(found)),
         forests=[forest for each in found["metrics"] for forest in _forests(found, each)],
         signals=list(_signals(found, main)) if main else [],
@@ -69,22 +70,29 @@ def title(found: Summary) -> str:
     return f"{ways} ways to answer {questions}" if ways != 1 else f"One way to answer {questions}"
 
 
+def _stage_parts(way: Mapping[str, Any]) -> dict[str, float]:
+    """Medians of the stages, and what they leave of the median of the total."""
+    spreads = way["seconds"]
+    parts = {stage: spreads[stage]["p50"] for stage in STAGES[:-1] if spreads[stage]}
+    rest = spreads["total"]["p50"] - sum(parts.values()) if spreads["total"] else 0.0
+    return parts | ({"other": rest} if rest > 0 else {})
+
+
 def _stage_bars(found: Summary) -> Iterator[str]:
-    """Medians of stages, what they leave of the median of the total, and a whisker to p95."""
-    bars = []
-    for way in found["ways"]:
-        parts = {
-            stage: way["seconds"][stage]["p50"] for stage in STAGES[:-1] if way["seconds"][stage]
-        }
-        total = way["seconds"]["total"]
-        rest = total["p50"] - sum(parts.values()) if total else 0.0
-        if rest > 0:
-            parts["other"] = rest
-        bars.append((way["name"], parts, total["p95"] if total else None))
-    full = max([0.0, *(max(sum(parts.values()), late or 0) for _, parts, late in bars)])
-    for name, parts, late in bars:
-        title = f"Median seconds of {drawing.name(name)}"
-        yield charts.bar(title, parts, full, late=late) if parts else ""
+    """The parts in a bar, and a whisker to p95 of the total."""
+    bars = [_stage_parts(way) for way in found["ways"]]
+    totals = [way["seconds"]["total"] for way in found["ways"]]
+    late = [total["p95"] if total else None for total in totals]
+    full = max([0.0, *(sum(parts.values()) for parts in bars), *(end or 0.0 for end in late)])
+    for way, parts, end in zip(found["ways"], bars, late, strict=True):
+        title = f"Median seconds of {drawing.name(way['name'])}"
+        yield charts.bar(title, parts, full, late=end) if parts else ""
+
+
+def _stage_legend(found: Summary) -> list[tuple[str, str]]:
+    there = {stage for way in found["ways"] for stage in _stage_parts(way)}
+    words = {stage: stage for stage in STAGES[:-1]} | {"other": "other or not known"}
+    return [(stage, said) for stage, said in words.items() if stage in there]
 
 
 def _token_bars(found: Summary) -> Iterator[str]:

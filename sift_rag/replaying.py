@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sift_rag.cases import STAGES, TOKENS, Case, Reply
 from sift_rag.documents import Document
+from sift_rag.foreign import Foreign
 from sift_rag.recording import GIVEN_UP, KIND, SCHEMA, SHARES, Recorded
 
 
@@ -56,7 +57,7 @@ class Recording:
         rows = [self._of(way) for way in ways]
         return tuple(case for case in self.cases if all(case.id in found for found in rows))
 
-    def as_way(self, way: str) -> Callable[[Case], Reply]:
+    def as_way(self, way: str) -> Foreign:
         """A way that gives the recorded reply, with the recorded times, or raises what was raised.
 
         Raises:
@@ -78,7 +79,7 @@ class Recording:
                 )
             return row.reply
 
-        return recorded
+        return Foreign(recorded, {"kind": "recorded", "way": way})
 
     def _of(self, way: str) -> Mapping[str, Recorded]:
         if way not in self.rows:

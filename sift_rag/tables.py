@@ -125,11 +125,11 @@ def costs(found: Summary) -> Table:
     rows = []
     for way in found["ways"]:
         tokens = (_mean(way["tokens"][kind], figure) for kind in TOKENS)
-        paid = _mean(way["money"], lambda value: money(value, currency))
+        paid = _mean(way["money"], lambda value: money(1000 * value, currency))
         others = _mean(way["flops"], operations), _mean(way["memory"], size, "p95"), paid
         rows.append([Cell(way["name"]), *tokens, *others])
     kinds = ["tokens in", "written", "trained on"]
-    return Table.of(["way", *kinds, "arithmetic", "memory, p95", "money"], rows)
+    return Table.of(["way", *kinds, "arithmetic", "memory, p95", "money, 1,000 of them"], rows)
 
 
 def _mean(spread: Spread, write: Callable[[float], str], key: str = "mean") -> Cell:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from langchain_sift.chat import ChatSIFT
     from langchain_sift.compressor import SIFTCompressor
     from langchain_sift.embeddings import SIFTEmbeddings
+    from langchain_sift.recording import SIFTRecorder
     from langchain_sift.retriever import SIFTRetriever
 
 _HOME = {
@@ -20,6 +21,7 @@ _HOME = {
     "SIFTCallbackHandler": "callbacks",
     "SIFTCompressor": "compressor",
     "SIFTEmbeddings": "embeddings",
+    "SIFTRecorder": "recording",
     "SIFTRetriever": "retriever",
     "create_ttt_documents_chain": "chain",
 }
@@ -29,6 +31,7 @@ __all__ = [
     "SIFTCallbackHandler",
     "SIFTCompressor",
     "SIFTEmbeddings",
+    "SIFTRecorder",
     "SIFTRetriever",
     "create_ttt_documents_chain",
 ]

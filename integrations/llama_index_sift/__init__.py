@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llama_index_sift.llm import SIFTLLM
     from llama_index_sift.postprocessor import SIFTPostprocessor
     from llama_index_sift.query_engine import sift_query_engine
+    from llama_index_sift.recording import SIFTRecorder
     from llama_index_sift.retriever import SIFTRetriever
     from llama_index_sift.synthesizer import TTTSynthesizer
 
@@ -27,6 +28,7 @@ _HOME = {
     "SIFTEmbedding": "embeddings",
     "SIFTLLM": "llm",
     "SIFTPostprocessor": "postprocessor",
+    "SIFTRecorder": "recording",
     "SIFTRetriever": "retriever",
     "SIFTSelectionEvent": "events",
     "TTTEndEvent": "events",
@@ -41,6 +43,7 @@ __all__ = [
     "SIFTCallbackHandler",
     "SIFTEmbedding",
     "SIFTPostprocessor",
+    "SIFTRecorder",
     "SIFTRetriever",
     "SIFTSelectionEvent",
     "TTTEndEvent",
