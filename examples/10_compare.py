@@ -15,7 +15,7 @@ from sift_rag.terminal import comparison
 from sift_rag.tiny import world
 
 wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 16
-devices = world.devices(24, seed=4)  # that the model has never met
+devices = world.devices(48, seed=4)  # that the model has never met
 index = Index.build(corpus(devices, seed=4, copies=4), minilm())  # in other words each
 random = Random(4)
 facts = [(device, attribute) for device in devices for attribute in world.ATTRIBUTES]

@@ -7,7 +7,6 @@ width with letters of one size. Colours are left to classes of the page.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -38,27 +37,14 @@ def tag(name: str, *inner: str, **attributes: object) -> str:
     return f"<{name}{written}>{''.join(inner)}</{name}>"
 
 
-def readable(words: str) -> str:
-    """Words without what cannot be seen or turns what stands beside; each kind of space stays one.
-
-    See `sift_rag.explaining.visible`, which takes rare spaces out and so joins words.
-    """
-    parts = _SPACES.sub(" ", words).split(_THIN)
-    return _THIN.join(visible(part) for part in parts)
-
-
-_THIN = "\u202f"  # as `quantities` writes it
-_SPACES = re.compile(rf"[^\S\n\t{_THIN}]")
-
-
 def text(words: str, **attributes: object) -> str:
     """Words in a drawing."""
-    return tag("text", escape(readable(words)), **attributes)
+    return tag("text", escape(visible(words)), **attributes)
 
 
 def picture(title: str, description: str, *inner: str, height: int, class_: str) -> str:
     """A whole drawing, with what it shows for those who do not see it."""
-    told = tag("title", escape(readable(title))), tag("desc", escape(readable(description)))
+    told = tag("title", escape(visible(title))), tag("desc", escape(visible(description)))
     return tag(
         "svg", *told, *inner, role="img", class_=class_, width="100%", height=height, xmlns=_SVG
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ Texts: TypeAlias = Sequence[str] | Mapping[int, str]
 Reason: TypeAlias = Literal["redundant", "other"]
 
 HEADER = " #  relevance   redundancy    gain    left"
-_JOINERS = "\u200c\u200d"  # unseen, and part of how words and emoji are written
+_KEPT = "\n\t\u200c\u200d"  # the last two join: part of how words and emoji are written
 _THE_SAME = 0.95
 
 
@@ -288,12 +289,12 @@ def shorten(text: str, characters: int) -> str:
 
 
 def visible(text: str) -> str:
-    """A text without what cannot be seen, but for line breaks and tabs.
+    """A text without what cannot be seen, but for line breaks, tabs and the spaces of typesetters.
 
     A document, or a model that read it, is no one to send a terminal control codes, or to turn the
     direction of what stands beside it.
     """
-    return "".join(c for c in text if c.isprintable() or c in _JOINERS or c in "\n\t")
+    return "".join(c for c in text if c.isprintable() or c in _KEPT or category(c) == "Zs")
 
 
 def _lines(line: str, text: str | None) -> list[str]:

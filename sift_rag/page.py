@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sift_rag import charts, drawing, quantities, tables
 from sift_rag.cases import STAGES, TOKENS
-from sift_rag.explaining import shorten
+from sift_rag.explaining import shorten, visible
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -216,7 +216,7 @@ def template() -> Template:
     def readable(value: Any) -> Any:
         """Of all that the template writes: escaping comes after it."""
         own = not isinstance(value, str) or isinstance(value, Markup)
-        return value if own else drawing.readable(value)
+        return value if own else visible(value)
 
     def drawn(function: Callable[..., str]) -> Callable[..., Markup]:
         return lambda *given: Markup(function(*given))  # noqa: S704 - drawings are escaped

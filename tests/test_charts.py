@@ -190,8 +190,3 @@ def test_the_gain_is_drawn_for_each_question_up_to_a_number(binary: bool) -> Non
 )
 def test_numbers_are_written_for_people(written: str, wanted: str) -> None:
     assert written == wanted
-
-
-def test_rare_spaces_stay_spaces_and_what_cannot_be_seen_goes() -> None:
-    assert drawing.readable("10\u00a0kg\u202f%\r\n\tx\u202e\x1b\u200b") == "10 kg\u202f% \n\tx"
-    assert not re.search(r"[^\x20-\x7e]", drawing.readable("\x85a\x0b\x1cb").strip())

@@ -323,4 +323,5 @@ def test_ranks_in_words(rank: int, words: str) -> None:
 
 def test_what_is_visible_keeps_its_lines_and_sends_no_codes() -> None:
     assert visible("a\n\tb \N{WOMAN}\u200d\N{ROCKET} é") == "a\n\tb \N{WOMAN}\u200d\N{ROCKET} é"
+    assert visible("10\u00a0kg, 3\u202fms") == "10\u00a0kg, 3\u202fms"
     assert visible("\x1b[31mred\x1b]0;title\x07\r\u202egone") == "[31mred]0;titlegone"
