@@ -1,7 +1,6 @@
 """Drawings: scales hold their values, labels keep apart, words are escaped, nothing leaves."""
 
 import math
-import re
 from typing import Any
 from xml.etree import ElementTree
 
