@@ -28,6 +28,7 @@ with Engine.tiny() as engine:
         index=index,
         k=2,
         max_new_tokens=16,
+        out=f"{sys.argv[2]}.jsonl" if sys.argv[2:] else None,  # then a killed run goes on
         progress=True,
         command=f"python examples/10_compare.py {wanted} report.html",
     )

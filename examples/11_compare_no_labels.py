@@ -37,6 +37,7 @@ with Engine.tiny() as engine:
         index=rest,
         baseline="closed_book",
         max_new_tokens=16,
+        out=f"{sys.argv[2]}.jsonl" if sys.argv[2:] else None,  # then a killed run goes on
         progress=True,
         command=f"python examples/11_compare_no_labels.py {wanted} report.html",
     )
