@@ -1,11 +1,11 @@
 """Peak memory is what was really taken, also where it is given back before the end."""
 
+import mmap
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from sift_rag import memory
@@ -16,8 +16,13 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs L
 
 
 def touch(megabytes: int) -> None:
-    """Take memory, write to all of it, give it back."""
-    np.ones(megabytes * MEGABYTE, dtype=np.uint8)
+    """Take memory of the system, write to all of it, give it back.
+
+    Mapped: what is only allocated may be memory that the process has had before.
+    """
+    with mmap.mmap(-1, megabytes * MEGABYTE) as mapped:
+        for start in range(0, megabytes * MEGABYTE, mmap.PAGESIZE):
+            mapped[start] = 1
 
 
 @linux
