@@ -1,91 +1,127 @@
-"""LoRA adapters: made once by peft, reset in place, in the model only while attached.
+"""Adapters of any kind that peft knows: made once, reset in place, in the model while attached.
 
 All weights of an adapter live in one flat buffer, so that a reset is one copy and Adam one fused
 update. While an adapter is not attached the model holds its own layers, untouched: the base costs
 nothing extra, and nothing can leak into it.
 """
 
+import json
+import math
+import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-_NAME = "sift_rag"
+from sift_rag.exporting import write_peft
+from sift_rag.injecting import Injected, linear_names
+from sift_rag.peft_settings import alpha_name, peft_config, peft_settings
+from sift_rag.prefixes import Prefix
+from sift_rag.quantised import check_gradients
+
 _KEPT = 4  # adapters: most programs use one, a comparison a few
 
-_Swap = tuple[nn.Module, str, nn.Module, Any]  # parent, name, the model's own layer, LoRA layer
+Peft = PeftConfig | Mapping[str, Any] | None
+"""An adapter as peft describes it: see `sift_rag.peft_settings`."""
 
 
 class Adapter:
-    """LoRA weights for one model: made once, reset in place, in the model only while attached.
+    """An adapter's weights for one model: made once, reset in place, in it only while attached.
 
     The weights are float32 whatever the model's type, as views into one flat parameter.
 
     Attributes:
         weights: All the adapter's weights, flat, with their gradient as `weights.grad`.
+        length: Tokens of the model's context that the adapter takes: none but for a prefix.
 
     Raises:
-        ValueError: If `target_modules` names no layer of the model, or one that is not linear, or
-            the model lies on several devices.
+        ValueError: If the settings name no layer of the model, or one that is not linear, or
+            the model lies on several devices or is quantised in a way that stops
+            gradients; or see `peft_settings`.
     """
 
     weights: nn.Parameter
 
-    def __init__(self, model: PreTrainedModel, rank: int, target_modules: str | tuple[str, ...]):
-        self._rank = rank
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rank: int,
+        target_modules: str | tuple[str, ...],
+        peft: Peft = None,
+    ):
         self._seed: int | None = None
+        self._alpha: float | None = None
+        self._attached = False
         self._base = list(model.parameters())
         if len(devices := {str(weight.device) for weight in self._base}) > 1:
             raise ValueError(
                 f"The model lies on several devices ({', '.join(sorted(devices))}); to train it, "
                 "put it on one: model.to(device)."
             )
-        self._layers = _inject(model, rank, target_modules)
-        factors = [
-            (linear, name == "lora_A")
-            for *_, layer in self._layers
-            for name in ("lora_A", "lora_B")
-            for linear in [getattr(layer, name)[_NAME]]
-        ]
-        size = sum(linear.weight.numel() for linear, _ in factors)
-        flat = torch.zeros(size, device=self._base[0].device)
-        self._initial = torch.zeros_like(flat)
-        self._gradient = torch.zeros_like(flat)
-        self._drawn: list[tuple[Tensor, int]] = []  # (each A in _initial, its inputs)
+        check_gradients(model)
+        settings = peft_settings({"peft_type": "LORA"} if peft is None else peft)
+        if "layers_to_transform" in settings and target_modules == "all-linear":
+            target_modules = linear_names(model)  # peft wants names with it
+        config = peft_config(settings, rank=rank, target_modules=target_modules)
+        kind = Prefix if settings["peft_type"] == "PREFIX_TUNING" else Injected
+        self._inside: Injected | Prefix = kind(model, config)
+        self.length = self._inside.length
+        self._flatten()
+
+    def _flatten(self) -> None:
+        """Put all weights into one buffer, and their gradients into another."""
+        places = self._inside.places
+        shapes: list[torch.Size] = [getattr(module, name).shape for module, name in places]
+        flat = torch.zeros(sum(map(math.prod, shapes)), device=self._base[0].device)
+        self._initial, self._gradient = torch.zeros_like(flat), torch.zeros_like(flat)
         start = 0
-        for linear, is_a in factors:
-            rows, columns = linear.weight.shape
-            part = slice(start, start := start + rows * columns)
-            linear.weight = nn.Parameter(flat[part].view(rows, columns))
-            linear.weight.grad = self._gradient[part].view(rows, columns)
-            if is_a:
-                self._drawn.append((self._initial[part], columns))
+        for (module, name), shape in zip(places, shapes, strict=True):
+            part = slice(start, start := start + shape.numel())
+            weight = nn.Parameter(flat[part].view(shape))
+            weight.grad = self._gradient[part].view(shape)
+            setattr(module, name, weight)
         self.weights = nn.Parameter(flat)
         self.weights.grad = self._gradient
 
     def reset(self, *, seed: int, alpha: float) -> None:
-        """Make the adapter what it was at first: A drawn by the seed, B zero."""
+        """Make the adapter what it was at first: for LoRA A drawn by the seed, B zero.
+
+        Args:
+            seed: Of what is drawn. The process's own random state is not touched.
+            alpha: The output is scaled by alpha / rank, or as the settings of peft say.
+        """
         if seed != self._seed:
-            generator = torch.Generator().manual_seed(seed)
-            for part, fan_in in self._drawn:
-                bound = fan_in**-0.5  # nn.Linear's and peft's: Kaiming uniform with a = sqrt 5
-                part.copy_(torch.empty(len(part)).uniform_(-bound, bound, generator=generator))
+            self.weights.data.zero_()
+            self._inside.draw(seed)
+            self._initial.copy_(self.weights.data)
             self._seed = seed
-        self.weights.data.copy_(self._initial)
+        else:
+            self.weights.data.copy_(self._initial)
         self.clear()
-        for *_, layer in self._layers:
-            layer.scaling[_NAME] = alpha / self._rank
+        self._inside.scale(alpha)
+        self._alpha = alpha
 
     def clear(self) -> None:
         """Set the gradient to zero, in place: the layers' gradients are views of it."""
         self._gradient.zero_()
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """The base for a while, though the adapter is attached; nothing is learnt meanwhile."""
+        inside = self._attached
+        if inside:
+            self._inside.take_out()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            if inside:
+                self._inside.put_in()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -94,14 +130,60 @@ class Adapter:
         try:
             for weight in trainable:
                 weight.requires_grad_(False)
-            for parent, name, _, layer in self._layers:
-                setattr(parent, name, layer)
+            self._inside.put_in()
+            self._attached = True
             yield
         finally:
-            for parent, name, own, _ in self._layers:
-                setattr(parent, name, own)
+            self._attached = False
+            self._inside.take_out()
             for weight in trainable:
                 weight.requires_grad_(True)
+
+    def export(
+        self,
+        folder: str | os.PathLike[str],
+        base_name: str,
+        *,
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    ) -> None:
+        """Write the weights as they are as an ordinary PEFT folder.
+
+        `peft.PeftModel.from_pretrained(base, folder)` loads it, whatever its kind. vLLM and SGLang
+        load LoRA and rsLoRA (`--enable-lora`; vLLM's `--max-lora-rank` must be at least the rank)
+        of layers that they know; not DoRA, IA3, LoHa, LoKr, a prefix or lora_bias, and vLLM no
+        rank_pattern or alpha_pattern.
+
+        Args:
+            folder: A new path, an empty folder, or one that an adapter was exported to before:
+                that one is replaced. Written beside it and moved there whole.
+            base_name: What the base is called: its folder, or its name on the Hugging Face Hub.
+            dtype: Of the weights in the file.
+
+        Raises:
+            FileExistsError: The folder holds something else.
+            ValueError: The adapter was never reset, so it has no weights yet; or an unknown dtype.
+        """
+        if self._alpha is None:
+            raise ValueError("The adapter has no weights yet: reset and train it, then export it.")
+        types = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+        if dtype not in types:
+            raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(types)}.")
+        weights: dict[str, Tensor] = {
+            name: weight.detach().to("cpu", types[dtype]).clone().contiguous()
+            for name, weight in self._inside.named().items()
+        }
+        write_peft(folder, self._config(base_name), weights)
+
+    def _config(self, base_name: str) -> dict[str, Any]:
+        """peft's config as it is saved: the alpha of the last reset, layers by name."""
+        config = self._inside.config.to_dict()
+        name = alpha_name(config["peft_type"])
+        if isinstance(alpha := config.get(name), float) and math.isnan(alpha):
+            alpha = self._alpha or 0.0
+            config[name] = int(alpha) if alpha == int(alpha) else alpha
+        config |= self._inside.saved()
+        config |= {"base_model_name_or_path": base_name, "inference_mode": True}
+        return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
 
 
 class Adapters:
@@ -109,46 +191,15 @@ class Adapters:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._made: OrderedDict[tuple[int, str | tuple[str, ...]], Adapter] = OrderedDict()
+        self._made: OrderedDict[str, Adapter] = OrderedDict()
 
-    def get(self, rank: int, target_modules: str | tuple[str, ...]) -> Adapter:
-        """The adapter of this shape."""
-        shape = (rank, target_modules)
+    def get(self, rank: int, target_modules: str | tuple[str, ...], peft: Peft = None) -> Adapter:
+        """The adapter of this shape; what `peft` leaves open is as rank and targets say."""
+        settings = None if peft is None else peft_settings(peft)
+        shape = json.dumps([rank, target_modules, settings], sort_keys=True)
         if shape not in self._made:
-            self._made[shape] = Adapter(self._model, *shape)
+            self._made[shape] = Adapter(self._model, rank, target_modules, settings)
         self._made.move_to_end(shape)
         while len(self._made) > _KEPT:
             self._made.popitem(last=False)
         return self._made[shape]
-
-
-def _inject(
-    model: PreTrainedModel, rank: int, target_modules: str | tuple[str, ...]
-) -> list[_Swap]:
-    """Have peft make its layers: (parent, name, the model's own layer, LoRA layer), then take them
-    out again. They are made without weights, so no random number is drawn."""
-    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
-    config = LoraConfig(
-        r=rank,
-        target_modules=targets,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        task_type="CAUSAL_LM",
-    )
-    trainable = [weight for weight in model.parameters() if weight.requires_grad]
-    try:
-        inject_adapter_in_model(config, model, _NAME, low_cpu_mem_usage=True)
-    finally:
-        model.__dict__.pop("peft_config", None)
-        layers: list[_Swap] = [
-            (parent, name, layer.get_base_layer(), layer)
-            for parent in model.modules()
-            for name, layer in parent.named_children()
-            if isinstance(layer, LoraLayer)
-        ]
-        for parent, name, own, _ in layers:
-            setattr(parent, name, own)
-        for weight in trainable:
-            weight.requires_grad_(True)
-    if other := [name for _, name, _, layer in layers if _NAME not in layer.lora_A]:
-        raise ValueError(f"target_modules names {other[0]!r}, which is no linear layer.")
-    return layers
