@@ -6,8 +6,6 @@ each other over the same passages; how well users' own questions retrieve, they 
 
 from __future__ import annotations
 
-import json
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +17,7 @@ from sift_rag.cases import Case
 from sift_rag.choosing import at_least_one
 from sift_rag.documents import Document, Progress, as_documents
 from sift_rag.question_templates import ask_by_template
+from sift_rag.question_writing import INSTRUCTION, written
 from sift_rag.questions import as_case
 
 if TYPE_CHECKING:
@@ -29,19 +28,6 @@ Maker: TypeAlias = Callable[[Document], Iterable["tuple[str, Any] | Mapping[str,
 
 _TRIES = 20  # passages tried at most for each question wanted: a model may take seconds for each
 _PATIENCE = 10  # passages that a maker may fail on, at least, before none else is tried
-
-_INSTRUCTION = (
-    "Write one question that the text above answers, and its short answer. The question must be"
-    " clear to somebody who has not seen the text: name what it is about. Use exactly this form:\n"
-    "Question: ...\nAnswer: ..."
-)
-_BEFORE = r"(?:^|\n)[\s*_#>\d.)-]*"
-_WRITTEN = re.compile(
-    rf"{_BEFORE}(?:question|q)[*_ ]*:[*_\s]*(?P<question>[^\n]*\w[^\n]*?)[*_ ]*"
-    rf"{_BEFORE}(?:answer|a)[*_ ]*:[*_\s]*(?P<answer>[^\n]*\w[^\n]*?)[*_ ]*(?:\n|$)",
-    re.IGNORECASE,
-)
-_ASKED = re.compile(r"^(?P<question>[^\n]*\w[^\n]*\?)\s*\n\s*(?P<answer>[^\n]*\w[^\n]*)")
 
 
 def from_corpus(
@@ -105,7 +91,7 @@ def ask_by(engine: Engine) -> Maker:
     """
 
     def make(document: Document) -> list[tuple[str, str]]:
-        answer = engine.answer(_INSTRUCTION, [document], mode="stuff")
+        answer = engine.answer(INSTRUCTION, [document], mode="stuff")
         if answer.left_out:
             raise ValueError(
                 f"the passage does not fit the model's context of {engine.context} tokens: split"
@@ -115,28 +101,6 @@ def ask_by(engine: Engine) -> Maker:
 
     make.__name__ = f"ask_by({engine.name})"
     return make
-
-
-def written(text: str, *, whole: bool = True) -> list[tuple[str, str]]:
-    """The first question and answer in what a model wrote, if there are any.
-
-    They may be marked "Question:" and "Answer:", "Q:" and "A:", be a JSON object, or stand in two
-    lines, the first of which ends in a question mark.
-
-    Args:
-        text: What it wrote.
-        whole: False where it was cut off: then an answer that reaches the end is none.
-    """
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL).strip()
-    found = _WRITTEN.search(text) or _ASKED.match(text)
-    if found:
-        cut = not whole and found.end("answer") == len(text)
-        return [] if cut else [(found["question"].strip(), found["answer"].strip())]
-    try:
-        row = json.loads(text[text.index("{") : text.rindex("}") + 1])
-        return [(row["question"].strip(), str(row["answer"]).strip())]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return []
 
 
 def _spread(passages: Sequence[Document], n: int, seed: int) -> list[Document]:

@@ -106,11 +106,12 @@ def ask_by_template(document: Document) -> list[tuple[str, str]]:
     Returns:
         (question, answer), at most one for each sentence.
     """
-    asked = [found for sentence in _sentences(document.text) if (found := _ask(sentence))]
+    asked = [found for sentence in sentences(document.text) if (found := _ask(sentence))]
     return [(question, answer) for _, question, answer in sorted(asked, key=lambda one: one[0])]
 
 
-def _sentences(text: str) -> Iterator[str]:
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of an English text, unwrapped; those of over 400 characters are left out."""
     for block in re.split(r"\n\s*\n", text):
         lines = block.split("\n")
         # Among lines this long a short one is a heading; else the text is wrapped.
