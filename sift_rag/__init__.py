@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sift_rag.adapter_cache import AdapterCache
     from sift_rag.batches import sift_batch
     from sift_rag.candidates import Candidates, Index, IndexFormatError
     from sift_rag.cases import Case, Reply
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from sift_rag.pipeline import Pipeline
     from sift_rag.refetch import Fetched, sift_search
     from sift_rag.rivals import dpp, mmr, nearest, random, uncertainty_sampling
+    from sift_rag.router import Decision, Router
     from sift_rag.selection import Selection, sift
-    from sift_rag.training import TrainingConfig, TrainingReport
+    from sift_rag.training_config import TrainingConfig, TrainingReport
 
 _HOME = {
+    "AdapterCache": "adapter_cache",
     "Answer": "engine",
     "Callback": "events",
     "Cancelled": "engine",
@@ -34,6 +37,7 @@ _HOME = {
     "Case": "cases",
     "Comparison": "comparison",
     "Control": "events",
+    "Decision": "router",
     "Document": "documents",
     "Embedder": "embeddings",
     "Engine": "engine",
@@ -45,11 +49,12 @@ _HOME = {
     "Pipeline": "pipeline",
     "Prices": "costs",
     "Reply": "cases",
+    "Router": "router",
     "Score": "engine",
     "Selection": "selection",
     "SentenceTransformerEmbedder": "embeddings",
-    "TrainingConfig": "training",
-    "TrainingReport": "training",
+    "TrainingConfig": "training_config",
+    "TrainingReport": "training_config",
     "compare": "comparing",
     "dpp": "rivals",
     "linear": "kernels",
@@ -67,6 +72,7 @@ _HOME = {
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdapterCache",
     "Answer",
     "Callback",
     "Cancelled",
@@ -74,6 +80,7 @@ __all__ = [
     "Case",
     "Comparison",
     "Control",
+    "Decision",
     "Document",
     "Embedder",
     "Engine",
@@ -85,6 +92,7 @@ __all__ = [
     "Pipeline",
     "Prices",
     "Reply",
+    "Router",
     "Score",
     "Selection",
     "SentenceTransformerEmbedder",

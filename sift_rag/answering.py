@@ -1,14 +1,16 @@
 """How one question is answered: adapt, prompt, generate, gone. Runs on the engine's thread."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
 
-from sift_rag.adapters import Adapters
+from sift_rag.adapter_cache import AdapterCache
+from sift_rag.adapting import Adapting
 from sift_rag.documents import Document
 from sift_rag.events import Callback, Control, emit
 from sift_rag.generation import (
@@ -20,7 +22,7 @@ from sift_rag.generation import (
     score,
 )
 from sift_rag.prompting import Order, Prompt, PromptTemplate, closed_book, stuffed
-from sift_rag.training import Stopped, TrainingConfig, TrainingReport, train
+from sift_rag.training_config import BROKEN, TrainingConfig, TrainingReport
 from sift_rag.worker import Job
 
 Mode = Literal["closed_book", "stuff", "train", "both"]
@@ -33,7 +35,7 @@ class Answer:
 
     Attributes:
         text: The answer.
-        mode: The mode that was asked for.
+        mode: The mode that was asked for; of a router's, what it chose, which may be "not_covered".
         question: The question.
         documents: The passages that the answer rests on, in order of selection.
         left_out: The passages that did not fit into the prompt, in order of selection.
@@ -45,10 +47,11 @@ class Answer:
         note: What went another way than asked for, as a sentence; mostly empty.
         score: How well the reference is predicted; None where there is none, or no room for it.
         selection: The selection that gave the documents, where a `Pipeline` made one.
+        route: What the router of a `Pipeline` chose and why, where its mode was "auto".
     """
 
     text: str
-    mode: Mode
+    mode: Mode | Literal["not_covered"]
     question: str
     documents: tuple[Document, ...]
     left_out: tuple[Document, ...]
@@ -58,6 +61,7 @@ class Answer:
     finish_reason: FinishReason
     note: str = ""
     score: "Score | None" = None
+    route: Any = None  # not Decision: the router stands above
     selection: Any = None  # not Selection: what trains must not see what selects
 
 
@@ -100,6 +104,8 @@ class Request:
     stop: tuple[str, ...] = ()
     template: PromptTemplate | None = None
     reference: str | None = None
+    tenant: str = ""
+    export: str | os.PathLike[str] | None = None
 
     def tell(self, hook: str, **payload: Any) -> None:
         """Announce something to the callbacks."""
@@ -109,10 +115,12 @@ class Request:
 class Answerer:
     """A model, its adapters and its words: answers requests one at a time."""
 
-    def __init__(self, lm: LanguageModel, template: PromptTemplate) -> None:
+    def __init__(
+        self, lm: LanguageModel, template: PromptTemplate, cache: AdapterCache | None = None
+    ) -> None:
         self.lm = lm
         self.template = template
-        self._adapters = Adapters(lm.model)
+        self._adapt = Adapting(lm, template, cache)
 
     def answer(self, request: Request, job: Job[Answer]) -> Answer:
         """Adapt, prompt, generate."""
@@ -148,7 +156,7 @@ class Answerer:
             },
             training=report,
             finish_reason=generated.finish_reason,
-            note=" ".join(filter(None, (_note(report), unscored))),
+            note=" ".join(filter(None, (report.note if report else "", _note(report), unscored))),
             score=score,
         )
         told = ("text", "mode", "timings", "usage", "finish_reason")
@@ -196,41 +204,16 @@ class Answerer:
             report = None
             with _timed(timings, "train"):
                 if request.mode in ("train", "both"):
-                    report = self._train(request, job, adapter)
+                    report = self._adapt(request, job, adapter)
             job.check()
             yield report
-
-    def _train(self, request: Request, job: Job[Any], attached: ExitStack) -> TrainingReport:
-        control = request.control
-        control.training = request.training
-        request.tell(
-            "on_train_start", config=asdict(request.training), texts=len(request.documents)
-        )
-        config = _training_config(control.training)  # a callback may have replaced it
-        adapter = self._adapters.get(config.rank, config.target_modules)
-        attached.enter_context(adapter.attached())
-
-        def interrupted() -> Stopped | None:
-            return "cancelled" if job.cancelled else "callback" if control.stopped else None
-
-        report = train(
-            self.lm.model,
-            adapter,
-            [self.lm.text(document.text) for document in request.documents],
-            replace(config, window=min(config.window, self.lm.context)),
-            interrupted=interrupted,
-            on_step=lambda told: request.tell("on_train_step", **told),
-        )
-        if not report.adapter_used:
-            attached.close()
-        request.tell("on_train_end", **asdict(report) | {"losses": list(report.losses)})
-        return report
 
     def _prompt(
         self, request: Request, report: TrainingReport | None, room: int
     ) -> tuple[list[int], Prompt]:
         """The prompt's tokens and the prompt, leaving room for so many more tokens."""
-        budget = self.lm.context - room
+        taken = report.length if report is not None and report.adapter_used else 0
+        budget = self.lm.context - taken - room
         if request.prompt is not None:
             return self._given(request, request.prompt, report, budget)
         prompt = self._worded(request, report, budget)
@@ -286,17 +269,8 @@ def _announcer(request: Request, job: Job[Any]) -> Callable[[str], None]:
     return announce
 
 
-def _training_config(value: Any) -> TrainingConfig:
-    if not isinstance(value, TrainingConfig):
-        raise TypeError(
-            f"control.training is {value!r}; it must be a TrainingConfig, such as "
-            "dataclasses.replace(control.training, epochs=1)."
-        )
-    return value
-
-
 def _failed(report: TrainingReport | None) -> bool:
-    return report is not None and report.stopped in ("non_finite", "diverged")
+    return report is not None and report.stopped in BROKEN
 
 
 def _note(report: TrainingReport | None) -> str:
@@ -304,14 +278,24 @@ def _note(report: TrainingReport | None) -> str:
         return ""
     if not _failed(report):
         return "Training was stopped before its first step: the answer comes without it."
-    why = (
-        "a loss or gradient was NaN or infinite"
-        if report.stopped == "non_finite"
-        else "a passage was predicted far worse than before training"
-    )
+    why = {
+        "non_finite": "a loss or gradient was NaN or infinite",
+        "diverged": "a passage was predicted far worse than before training",
+        "out_of_memory": "memory ran out, however short the texts",
+        "worse": f"what was not trained on was predicted worse than before ({_probed(report)})",
+    }[report.stopped]
     return (
         f"Training was undone after step {report.steps}, as {why}: the answer comes from the "
         "passages in the prompt. Lower learning_rate."
+    )
+
+
+def _probed(report: TrainingReport) -> str:
+    """The probes' losses, such as "question 2.31, was 2.10 nats a token"."""
+    return "; ".join(
+        f"{name.replace('_', '-')} {after:.2f}, was {before:.2f} nats a token"
+        for name, (before, after) in report.probes.items()
+        if after is not None
     )
 
 

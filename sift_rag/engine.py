@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypedDict, TypeVar, cast, get_args
 
 from sift_rag import worker
+from sift_rag.adapter_cache import AdapterCache
 from sift_rag.answering import Answer, Answerer, Mode, Request, Score
 from sift_rag.documents import Document, as_documents
 from sift_rag.events import Callback, Control
@@ -54,6 +55,8 @@ class Options(TypedDict, total=False):
         stop: Strings before the first of which the answer ends.
         cancel: Set it, from any thread, to end the call with `Cancelled`.
         template: The words around question and passages in this call, in place of the engine's.
+        tenant: Whose passages they are: no two tenants share an adapter of the cache.
+        export: A folder that the adapter is written to, as peft does, where one is used.
     """
 
     training: TrainingConfig | None
@@ -66,6 +69,8 @@ class Options(TypedDict, total=False):
     stop: Sequence[str]
     cancel: threading.Event | None
     template: PromptTemplate | None
+    tenant: str
+    export: str | os.PathLike[str] | None
 
 
 class AnswerOptions(Options, total=False):
@@ -93,6 +98,7 @@ class Engine:
             a question needs, or a quarter of a short context, so that most is left for passages.
         template: The words around question and passages.
         chat: Whether prompts go through the tokenizer's chat template, where it has one.
+        adapter_cache: Keeps what was trained: the same passages again need no training.
 
     Attributes:
         name: Of the model: its folder or its name on the hub; else its class.
@@ -100,6 +106,7 @@ class Engine:
         max_new_tokens: Length of an answer at most, where a call does not say it.
         context: Tokens that the model can see, prompt and answer together.
         chat: Whether prompts go through a chat template.
+        template: The words around question and passages, where a call does not say it.
         size: Of the model, for estimates of its arithmetic.
 
     Raises:
@@ -115,14 +122,16 @@ class Engine:
         max_new_tokens: int | None = None,
         template: PromptTemplate | None = None,
         chat: bool = True,
+        adapter_cache: AdapterCache | None = None,
     ) -> None:
         lm = LanguageModel(model, tokenizer, chat)
-        self._answerer = Answerer(lm, template or PromptTemplate())
+        self._answerer = Answerer(lm, template or PromptTemplate(), adapter_cache)
         self.name = str(model.config.name_or_path or type(model).__name__)
         self.training = training or TrainingConfig()
         self.max_new_tokens = _given(max_new_tokens, min(256, lm.context // 4))
         self.context = lm.context
         self.chat = bool(chat and tokenizer.chat_template)
+        self.template = self._answerer.template
         self.size: ModelSize = lm.size()
         self._counter: PreTrainedTokenizerBase | None = None
         self._worker = Worker("sift_rag.Engine")
@@ -146,14 +155,18 @@ class Engine:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        quantization_config: Any = None,
         training: TrainingConfig | None = None,
         chat: bool = True,
     ) -> Engine:
         """Load a model by its name on the Hugging Face Hub or from a folder.
 
-        See `sift_rag.loading.load` for what `device` and `dtype` mean and what it raises.
+        See `sift_rag.loading.load` for what `device`, `dtype` and `quantization_config` mean and
+        what it raises.
         """
-        model, tokenizer = load(name_or_path, device=device, dtype=dtype)
+        model, tokenizer = load(
+            name_or_path, device=device, dtype=dtype, quantization_config=quantization_config
+        )
         return cls(model, tokenizer, training=training, chat=chat)
 
     def answer(
@@ -308,6 +321,8 @@ class Engine:
             fallback_prompt=_said("fallback_prompt", options.get("fallback_prompt")),
             stop=_stop(options.get("stop", ())),
             template=options.get("template"),
+            tenant=options.get("tenant", ""),
+            export=options.get("export"),
         )
         self._check(request)
         return request

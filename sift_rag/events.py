@@ -61,11 +61,13 @@ class Callback:
     """
 
     def on_start(self, event: Event, control: Control) -> None:
-        """Before anything is done. Keys: question, mode, k, fetch_k, noise."""
+        """Before anything is done. Keys: question, mode ("auto" where a router is to choose), k,
+        fetch_k, noise."""
 
     def on_selection(self, event: Event, control: Control) -> None:
         """Passages were selected. Keys: id, score, gain, uncertainty (lists in order of
-        selection), candidates (their number), coverage (0 to 1: do they know?), seconds."""
+        selection), candidates (their number), coverage (0 to 1: do they know?), seconds, and
+        where a router chose: route (mode, reason, numbers)."""
 
     def on_train_start(self, event: Event, control: Control) -> None:
         """Training is about to begin. Keys: config, texts."""
@@ -81,7 +83,8 @@ class Callback:
         """A piece of the answer was generated. Keys: text, index (from 0)."""
 
     def on_answer(self, event: Event, control: Control) -> None:
-        """The answer is there. Keys: text, mode, timings, usage, finish_reason."""
+        """The answer is there. Keys: text, mode ("not_covered" where the model was not asked),
+        timings, usage, finish_reason."""
 
 
 class Configure(Callback):

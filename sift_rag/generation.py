@@ -12,23 +12,18 @@ from jinja2 import TemplateError
 from torch.nn import functional as F
 from transformers import (
     GenerationConfig,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
 )
 from transformers.generation.streamers import BaseStreamer
 
-from sift_rag.loading import check_causal
+from sift_rag.loading import check_causal, context_limit
 from sift_rag.sizes import ModelSize
 
 FinishReason = Literal["stop", "length", "cancelled"]
 Message: TypeAlias = Mapping[str, str]
 """One turn of a chat: its role ("system", "user" or "assistant") and its content."""
-
-# Where neither model nor tokenizer names a limit (ALiBi, state spaces): what such models were
-# mostly trained with.
-_CONTEXT = 2048
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         check_causal(self.model.config, self.model.config.name_or_path or type(self.model))
-        object.__setattr__(self, "context", _context(self.model.config, self.tokenizer))
+        object.__setattr__(self, "context", context_limit(self.model.config, self.tokenizer))
         object.__setattr__(self, "eos", _eos(self.model, self.tokenizer))
         # What the tokenizer puts around a text (BOS, maybe EOS), found by asking it.
         plain, whole = self._encode("a"), self._encode("a", add_special_tokens=True)
@@ -100,10 +95,10 @@ class LanguageModel:
                 "what the system says into the user's turn, or pass chat=False to the Engine."
             ) from error
 
-    def text(self, text: str) -> list[int]:
+    def text(self, text: str, *, end: bool = True) -> list[int]:
         """Token ids of a text to train on: BOS where the tokenizer adds one, and always an EOS,
-        so that the end is learnt too."""
-        after = self._after or self.eos[:1]
+        so that the end is learnt too; not so where the text is one that goes on."""
+        after = (self._after or self.eos[:1]) if end else ()
         return [*self._before, *self._encode(text), *after]
 
     def continuation(self, text: str) -> list[int]:
@@ -201,7 +196,7 @@ def score(lm: LanguageModel, prompt: Sequence[int], reference: Sequence[int]) ->
         )
     ids = torch.tensor([[*prompt, *reference]], device=lm.model.device)  # (1, T)
     wanted = len(reference) + 1  # positions; all of a long prompt's logits would be gigabytes
-    keep = {"logits_to_keep": wanted} if _keeps_logits(lm.model) else {}
+    keep = {"logits_to_keep": wanted} if keeps_logits(lm.model) else {}
     logits = lm.model(input_ids=ids, use_cache=False, **keep).logits[0, -wanted:-1]
     nats = F.cross_entropy(logits.float(), ids[0, len(prompt) :], reduction="none")
     return float(nats.double().sum())
@@ -325,16 +320,9 @@ def _greedy(lm: LanguageModel, max_new_tokens: int) -> GenerationConfig:
     )
 
 
-def _keeps_logits(model: PreTrainedModel) -> bool:
+def keeps_logits(model: PreTrainedModel) -> bool:
+    """Whether the model can be asked for the logits of the last positions only."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
-
-
-def _context(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    limits = [
-        getattr(config.get_text_config(), "max_position_embeddings", None),
-        tokenizer.model_max_length if tokenizer.model_max_length < 1e9 else None,
-    ]
-    return min((limit for limit in limits if limit), default=_CONTEXT)
 
 
 def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sift_rag.candidates import Candidates, Index
 from sift_rag.cases import Case, Reply
@@ -55,14 +55,14 @@ class Own:
 
     Attributes:
         engine: Answers.
-        mode: How passages are used.
+        mode: How passages are used; "auto" as the pipeline's router chooses.
         pipeline: How they are found and chosen; only "closed_book" needs none.
         searches: Shared with the ways that are compared with it.
         options: For each answer, beside the reference: `max_new_tokens`, `template`.
     """
 
     engine: Engine
-    mode: Mode
+    mode: Mode | Literal["auto"]
     pipeline: Pipeline | None = None
     searches: Searches = field(default_factory=Searches, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Own:
         if case.references and case.references[0].strip():
             options["reference"] = case.references[0]
         if self.pipeline is None:
-            return self.engine.answer(case.question, mode=self.mode, **options)
+            return self.engine.answer(case.question, mode=cast("Mode", self.mode), **options)
         if self.mode == "closed_book":
             return self.pipeline.answer(case.question, mode=self.mode, **options)
         index, fetch_k = self.pipeline.index, self.pipeline.fetch_k
@@ -115,9 +115,11 @@ class Own:
             about |= {"select": _shown(pipeline.select), "k": pipeline.k}
             about |= {"fetch_k": pipeline.fetch_k, "noise": pipeline.noise}
             about["stop"] = pipeline.stop and _shown(pipeline.stop)
-        if self.mode in ("train", "both"):
-            training = asdict((pipeline and pipeline.training) or self.engine.training)
-            about["training"] = {name: _listed(value) for name, value in training.items()}
+        if pipeline is not None and self.mode == "auto":
+            about["router"] = pipeline.router.to_dict()
+        if self.mode in ("train", "both", "auto"):
+            training = (pipeline and pipeline.training) or self.engine.training
+            about["training"] = training.plain()
         if pipeline is not None and pipeline.callbacks:
             about["callbacks"] = [type(callback).__qualname__ for callback in pipeline.callbacks]
         return about
@@ -130,7 +132,3 @@ def _shown(function: Any) -> str:
         settings += [f"{name}={_shown(value)}" for name, value in function.keywords.items()]
         return f"{_shown(function.func)}({', '.join(settings)})"
     return getattr(function, "__name__", None) or re.sub(r" at 0x[0-9a-fA-F]+", "", repr(function))
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -30,7 +30,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
 
 CONTEXT = 256
 BOS, EOS = 256, 257
-TRAINING = TrainingConfig(rank=4, alpha=8, epochs=2, learning_rate=1e-2)
+# Random weights know no language: a guard would see harm in whatever is learnt.
+TRAINING = TrainingConfig(rank=4, alpha=8, epochs=2, learning_rate=1e-2, guard=None)
 
 _SPECIAL: dict[str, Any] = {
     "initializer_range": 0.1,

@@ -4,8 +4,9 @@ import copy
 import json
 import math
 import pickle
+import time
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sift_rag.adapters import Adapter
-from sift_rag.training import TrainingConfig, TrainingReport, train, windows
+from sift_rag.lessons import Example, windows
+from sift_rag.training import TrainingConfig, TrainingReport, train
 
 CONFIG = TrainingConfig(rank=4, alpha=8, learning_rate=1e-2, epochs=2, window=256)
 TEXTS = [list(b"The pump in Oslo weighs 31 kg."), list(b"Ada looks after the crane.")]
@@ -68,8 +70,8 @@ class TestConfig:
 @given(st.lists(st.lists(st.integers(0, 9), max_size=40), max_size=4), st.integers(2, 12))
 def test_windows_predict_each_token_once_and_in_order(texts: list[list[int]], size: int) -> None:
     pieces = windows(texts, size)
-    assert all(2 <= len(piece) <= size for piece in pieces)
-    predicted = [token for piece in pieces for token in piece[1:]]
+    assert all(2 <= len(piece.ids) <= size for piece in pieces)
+    predicted = [token for piece in pieces for token in piece.ids[1:]]
     assert predicted == [token for text in texts for token in text[1:]]
 
 
@@ -228,3 +230,107 @@ def test_a_text_that_is_stranger_than_the_first_is_trained_on(model: Any) -> Non
     assert report.stopped == "completed"
     assert report.losses[1] > report.losses[0] + 2
     assert report.losses[3] < report.losses[1]
+
+
+class TestProbes:
+    """What is not trained on tells whether the training did harm."""
+
+    LONG = replace(CONFIG, epochs=12)
+    AAA: ClassVar = [list(b"a" * 40)]
+    AB: ClassVar = [Example(tuple(b"ab"))]  # the more "aa" is learnt, the less likely
+    PROBES: ClassVar = {"question": [Example(tuple(b"Where is the crane?"))]}
+
+    def test_they_are_measured_before_and_after(self) -> None:
+        model = build()
+        report = run(model, probes=self.PROBES)
+        before, after = report.probes["question"]
+        ids = torch.tensor([list(b"Where is the crane?")])
+        with torch.no_grad():
+            base = F.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:]).item()
+        assert before == pytest.approx(base, abs=1e-6)
+        assert after is not None
+        assert after < before  # letters of English are likelier now
+        assert (report.stopped, report.adapter_used) == ("completed", True)
+
+    def test_where_they_get_worse_the_adapter_is_not_used(self) -> None:
+        report = run(build(), self.LONG, texts=self.AAA, probes={"question": self.AB})
+        before, after = report.probes["question"]
+        assert after is not None
+        assert after > before
+        assert (report.stopped, report.adapter_used) == ("worse", False)
+        assert report.steps == len(report.losses) == 12
+        blind = replace(self.LONG, guard=None)
+        unguarded = run(build(), blind, texts=self.AAA, probes={"question": self.AB})
+        assert (unguarded.stopped, unguarded.adapter_used) == ("completed", True)
+
+    def test_looking_changes_nothing(self) -> None:
+        assert run(build(), probes=self.PROBES).losses == run(build()).losses
+
+
+class TestBudget:
+    def test_no_step_is_begun_after_the_time(self) -> None:
+        endless = replace(CONFIG, steps=10**6, max_seconds=0.3)
+        began = time.perf_counter()
+        report = run(build(), endless)
+        assert time.perf_counter() - began < 5
+        assert report.stopped == "time"
+        assert report.adapter_used
+        assert 0 < report.steps < 10**6
+
+    def test_without_any_time_nothing_is_learnt(self) -> None:
+        report = run(build(), replace(CONFIG, max_seconds=1e-9))
+        assert (report.stopped, report.steps, report.adapter_used) == ("time", 0, False)
+
+    def test_a_pass_that_makes_things_worse_is_taken_back(self) -> None:
+        early = replace(CONFIG, epochs=99, early_stop=True, guard=None)
+        model = build()
+        adapter = Adapter(model, CONFIG.rank, CONFIG.target_modules)
+        with adapter.attached():
+            report = train(
+                model, adapter, TestProbes.AAA, early, probes={"held_out": TestProbes.AB}
+            )
+            kept = adapter.weights.detach().clone()
+            train(model, adapter, TestProbes.AAA, replace(CONFIG, steps=report.steps - 1))
+        assert report.stopped == "early"
+        assert 1 < report.steps < 99
+        assert torch.equal(kept, adapter.weights)
+
+    def test_passes_that_help_go_on(self) -> None:
+        probes = {"held_out": [Example(tuple(b"The pump in Oslo"))]}
+        report = run(build(), replace(CONFIG, early_stop=True), probes=probes)
+        assert report.stopped == "completed"
+
+
+class TestExamples:
+    def test_only_what_is_predicted_has_a_loss(self) -> None:
+        ids, model = tuple(b"Who? Ada"), build()
+        report = run(model, replace(CONFIG, steps=1), texts=[Example(ids, 5)])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, 4:-1]
+        wanted = F.cross_entropy(logits, torch.tensor(ids[5:])).item()
+        assert report.losses[0] == pytest.approx(wanted, abs=1e-6)
+
+    def test_weights_weigh(self) -> None:
+        ids, model = tuple(b"Oslo"), build()
+        report = run(model, replace(CONFIG, steps=1), texts=[Example(ids, 1, (0.0, 3.0, 1.0))])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
+        nats = F.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+        assert report.losses[0] == pytest.approx((0.75 * nats[1] + 0.25 * nats[2]).item(), abs=1e-6)
+
+    def test_a_distilled_answer_is_what_the_base_predicts_with_the_passage(self) -> None:
+        """Kullback-Leibler's divergence by hand, and it falls."""
+        model = build()
+        teacher, asked, answer = b"Ada runs it. Who?", b"Who?", b" Ada"
+        example = Example(tuple(asked + answer), len(asked), teacher=tuple(teacher))
+        report = run(model, replace(CONFIG, steps=20), texts=[example])
+
+        def predicted(before: bytes) -> Tensor:
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([list(before + answer)])).logits
+            return F.log_softmax(logits[0, len(before) - 1 : -1], -1)
+
+        with_passage, without = predicted(teacher), predicted(asked)
+        wanted = (with_passage.exp() * (with_passage - without)).sum(-1).mean()
+        assert report.losses[0] == pytest.approx(wanted.item(), rel=1e-4)
+        assert report.losses[-1] < 0.5 * report.losses[0]

@@ -97,7 +97,7 @@ class ChatSIFT(BaseChatModel):
         digest = hashlib.sha256()
         for text in self.train_on:
             digest.update(hashlib.sha256(text.encode("utf-8", "replace")).digest())
-        training = asdict(self.training or self.engine.training)
+        training = (self.training or self.engine.training).plain()
         return known | {"trained_on": digest.hexdigest(), "training": training}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:

@@ -1,0 +1,250 @@
+"""The adapter for one question: kept from before, or trained now, or neither and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sift_rag.adapter_cache import AdapterCache
+from sift_rag.adapters import Adapter, Adapters
+from sift_rag.documents import Document
+from sift_rag.generation import LanguageModel, generate
+from sift_rag.lessons import Example, held_out, windows
+from sift_rag.objectives import Lesson, examples_of
+from sift_rag.out_of_memory import is_out_of_memory
+from sift_rag.prompting import PromptTemplate, stuffed
+from sift_rag.training import train
+from sift_rag.training_config import Stopped, TrainingConfig, TrainingReport
+
+if TYPE_CHECKING:
+    from sift_rag.answering import Request
+    from sift_rag.worker import Job
+
+_SLICE = (16, 128)  # tokens: fewer say little of a text, more take their time
+_SHORTEST = 64  # tokens of a step, below which memory is not what is wrong
+_KEPT = ("completed", "early")  # ends that the same call comes to again
+_OUT_OF_MEMORY = TrainingReport(
+    losses=(),
+    steps=0,
+    tokens=0,
+    seconds=0.0,
+    reset_seconds=0.0,
+    stopped="out_of_memory",
+    adapter_used=False,
+)
+
+
+@dataclass(frozen=True)
+class Adapting:
+    """A model, its adapters, and those kept from before.
+
+    Attributes:
+        lm: The model.
+        template: The words around question and passages.
+        cache: Where trained adapters are kept; None keeps none.
+    """
+
+    lm: LanguageModel
+    template: PromptTemplate
+    cache: AdapterCache | None
+
+    @cached_property
+    def _adapters(self) -> Adapters:
+        return Adapters(self.lm.model)
+
+    @cached_property
+    def _base(self) -> str:
+        """The model's name and a fingerprint of its weights: some numbers of each."""
+        digest = sha256(str(self.lm.model.config.to_dict()).encode())
+        for name, weight in self.lm.model.named_parameters():
+            flat = weight.detach().reshape(-1)
+            some = flat[:: max(1, flat.numel() // 16)].float().cpu().numpy()
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + some.tobytes())
+        return f"{self.lm.model.config.name_or_path} {digest.hexdigest()}"
+
+    def __call__(self, request: Request, job: Job[Any], attached: ExitStack) -> TrainingReport:
+        """Attach an adapter for the request, or say in the report why there is none."""
+        control = request.control
+        control.training = request.training
+        told = {"config": request.training.plain(), "texts": len(request.documents)}
+        request.tell("on_train_start", **told)
+        config = _training_config(control.training)  # a callback may have replaced it
+        adapter = self._adapters.get(config.rank, config.target_modules, config.peft)
+        report = self._kept(request, config, adapter) or self._trained(
+            request, config, adapter, job
+        )
+        if report.adapter_used:
+            attached.enter_context(adapter.attached())
+            if request.export is not None:
+                adapter.export(request.export, self.lm.model.config.name_or_path or "")
+        request.tell("on_train_end", **as_plain(report))
+        return report
+
+    def _kept(
+        self, request: Request, config: TrainingConfig, adapter: Adapter
+    ) -> TrainingReport | None:
+        """Put the weights of the same training into the adapter, if they are kept."""
+        if self.cache is None:
+            return None
+        found = self.cache.find(self._key(request, config))
+        if found is None or found.weights.size != adapter.weights.numel():
+            return None
+        try:
+            report = replace(_report(found.report), cache="hit", seconds=0.0, tokens=0)
+        except (TypeError, KeyError, ValueError):  # of another release, or not of ours
+            return None
+        adapter.reset(seed=config.seed, alpha=config.alpha)
+        adapter.weights.data.copy_(torch.from_numpy(found.weights))
+        return report
+
+    def _trained(
+        self, request: Request, config: TrainingConfig, adapter: Adapter, job: Job[Any]
+    ) -> TrainingReport:
+        """Train, and keep what came of it."""
+        began, asked_for = time.perf_counter(), config
+        config = replace(config, window=min(config.window, self.lm.context - adapter.length))
+        texts, slices, note = self._texts(request, config, job)
+        if config.max_seconds is not None:  # making the examples counts
+            left = config.max_seconds - (time.perf_counter() - began)
+            config = replace(config, max_seconds=max(left, 1e-9))
+        probes = self._probes(request, config, slices)
+        report, short = self._fitted(request, config, adapter, texts, probes, job)
+        report = replace(report, note=" ".join(filter(None, (note, short))), length=adapter.length)
+        if self.cache is None:
+            return report
+        if report.adapter_used and report.stopped in _KEPT and not short:
+            key, weights = self._key(request, asked_for), adapter.weights.detach()
+            self.cache.put(key, weights, request.documents, as_plain(report))
+        return replace(report, cache="miss")
+
+    def _texts(
+        self, request: Request, config: TrainingConfig, job: Job[Any]
+    ) -> tuple[Sequence[Sequence[int] | Example], list[Example], str]:
+        """What is trained on, ends of long texts that are not, and what is to be said of it."""
+        passages = tuple(document.text for document in request.documents)
+        if config.objective == "text" and config.weigh is None:
+            texts = [self.lm.text(passage) for passage in passages]
+            looked_at = config.guard is not None or config.early_stop
+            share = config.held_out if looked_at else 0.0
+            kept, slices = held_out(texts, share, *_SLICE)
+            return kept, slices, ""
+        lesson = Lesson(
+            request.question,
+            passages,
+            self.lm,
+            request.template or self.template,
+            config.window,
+            lambda question, read: self._written(question, read, request, job),
+            config.weigh,
+            written_by=request.max_new_tokens,
+        )
+        examples, note = examples_of(config.objective, lesson)
+        return examples, [], note
+
+    def _written(
+        self, question: str, passages: Sequence[str], request: Request, job: Job[Any]
+    ) -> str:
+        """What the base answers with passages in its context; no adapter is attached."""
+        prompt = stuffed(
+            question,
+            [Document(passage) for passage in passages],
+            budget=self.lm.context - request.max_new_tokens,
+            count=lambda text: len(self.lm.prompt(text)),
+            template=request.template or self.template,
+        )
+        if not prompt.documents:
+            raise ValueError(f"no passage fits the model's context of {self.lm.context} tokens")
+        made = generate(
+            self.lm,
+            self.lm.prompt(prompt.text),
+            max_new_tokens=request.max_new_tokens,
+            cancelled=lambda: job.cancelled,
+        )
+        job.check()
+        return made.text
+
+    def _probes(
+        self, request: Request, config: TrainingConfig, slices: list[Example]
+    ) -> dict[str, list[Example]]:
+        if config.guard is None and not config.early_stop:
+            return {}
+        asked = self.lm.text(request.question, end=False)[-config.window :]
+        question = windows([asked], config.window)
+        probes = {"held_out": windows(slices, config.window), "question": question}
+        return {name: examples for name, examples in probes.items() if examples}
+
+    def _fitted(
+        self,
+        request: Request,
+        config: TrainingConfig,
+        adapter: Adapter,
+        texts: Sequence[Sequence[int] | Example],
+        probes: Mapping[str, Sequence[Example]],
+        job: Job[Any],
+    ) -> tuple[TrainingReport, str]:
+        """Train; with shorter texts, and a word on it, where memory is short."""
+
+        def interrupted() -> Stopped | None:
+            control = request.control
+            return "cancelled" if job.cancelled else "callback" if control.stopped else None
+
+        window = config.window
+        while True:
+            try:
+                with adapter.attached():
+                    report = train(
+                        self.lm.model,
+                        adapter,
+                        texts,
+                        replace(config, window=window),
+                        probes=probes,
+                        interrupted=interrupted,
+                        on_step=lambda told: request.tell("on_train_step", **told),
+                    )
+                short = window < config.window
+                said = f"Memory was short: it learnt from {window} tokens at a time."
+                return report, said * short
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            if torch.cuda.is_available():  # the error's frames, and what they held, are gone
+                torch.cuda.empty_cache()
+            if window // 2 < _SHORTEST:
+                return _OUT_OF_MEMORY, ""
+            window //= 2
+
+    def _key(self, request: Request, config: TrainingConfig) -> str:
+        settings: list[Any] = [replace(config, max_seconds=None)]
+        if config.objective != "text":  # the others may look at the question, and ask the base
+            words = request.template or self.template
+            settings += [request.question, words, self.lm.chat, request.max_new_tokens]
+        return AdapterCache.key(
+            base=self._base, config=settings, documents=request.documents, tenant=request.tenant
+        )
+
+
+def as_plain(report: TrainingReport) -> dict[str, Any]:
+    """A report as data for JSON."""
+    probes = {name: list(measured) for name, measured in report.probes.items()}
+    return asdict(report) | {"losses": list(report.losses), "probes": probes}
+
+
+def _report(plain: Mapping[str, Any]) -> TrainingReport:
+    probes = {name: (before, after) for name, (before, after) in plain["probes"].items()}
+    return TrainingReport(**{**plain, "losses": tuple(plain["losses"]), "probes": probes})
+
+
+def _training_config(value: Any) -> TrainingConfig:
+    if not isinstance(value, TrainingConfig):
+        raise TypeError(
+            f"control.training is {value!r}; it must be a TrainingConfig, such as "
+            "dataclasses.replace(control.training, epochs=1)."
+        )
+    return value

@@ -1,0 +1,220 @@
+"""The adapter for one question: kept, trained, exported, or not used and why."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TRAINING, build
+from peft import PeftModel
+
+from sift_rag.adapter_cache import AdapterCache
+from sift_rag.documents import Document
+from sift_rag.engine import Engine
+from sift_rag.events import Callback, Control, Event
+from sift_rag.lessons import Example
+from sift_rag.objectives import Lesson
+
+QUESTION = "Who runs the crane?"
+PASSAGES = ["The crane Mib is run by Tom.", "The crane Mib is red and weighs 3 tonnes."]
+
+
+@pytest.fixture
+def cached(tokenizer: Any) -> Iterator[tuple[Engine, AdapterCache]]:
+    cache = AdapterCache()
+    with Engine(
+        build(), tokenizer, training=TRAINING, max_new_tokens=8, adapter_cache=cache
+    ) as engine:
+        yield engine, cache
+
+
+class Steps(Callback):
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def on_train_step(self, event: Event, control: Control) -> None:
+        self.taken += 1
+
+
+class TestCache:
+    def test_the_same_passages_again_need_no_training(
+        self, cached: tuple[Engine, AdapterCache]
+    ) -> None:
+        engine, cache = cached
+        steps = Steps()
+        first = engine.answer(QUESTION, PASSAGES, mode="train", reference="Tom")
+        again = engine.answer(QUESTION, PASSAGES, mode="train", reference="Tom", callbacks=[steps])
+        assert first.training is not None
+        assert again.training is not None
+        assert (first.training.cache, again.training.cache) == ("miss", "hit")
+        assert again.training.losses == first.training.losses  # of then
+        assert again.usage["training_tokens"] == steps.taken == 0
+        assert again.text == first.text
+        assert first.score is not None
+        assert again.score is not None
+        assert again.score.nats == first.score.nats
+        assert (cache.hits, cache.misses) == (1, 1)
+
+    def test_another_question_on_them_is_answered_from_the_same_adapter(
+        self, cached: tuple[Engine, AdapterCache]
+    ) -> None:
+        engine, cache = cached
+        engine.answer(QUESTION, PASSAGES, mode="train")
+        engine.answer("What colour is it?", PASSAGES, mode="both")
+        assert cache.hits == 1
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"documents": PASSAGES[::-1]},
+            {"documents": [*PASSAGES, "More."]},
+            {"tenant": "another"},
+            {"training": replace(TRAINING, epochs=3)},
+            {"training": replace(TRAINING, objective="qa")},
+        ],
+    )
+    def test_whatever_differs_is_trained_anew(
+        self, cached: tuple[Engine, AdapterCache], change: dict[str, Any]
+    ) -> None:
+        engine, cache = cached
+        engine.answer(QUESTION, PASSAGES, mode="train")
+        documents = change.pop("documents", PASSAGES)
+        engine.answer(QUESTION, documents, mode="train", **change)
+        assert (cache.hits, cache.misses) == (0, 2)
+
+    def test_a_document_can_be_forgotten(self, cached: tuple[Engine, AdapterCache]) -> None:
+        engine, cache = cached
+        document = Document(PASSAGES[0], id="page 7")
+        engine.answer(QUESTION, [document], mode="train")
+        assert cache.forget("page 7") == 1
+        engine.answer(QUESTION, [document], mode="train")
+        assert cache.hits == 0
+
+    def test_what_was_stopped_is_not_kept(self, cached: tuple[Engine, AdapterCache]) -> None:
+        class Stop(Callback):
+            def on_train_step(self, event: Event, control: Control) -> None:
+                control.stop()
+
+        engine, cache = cached
+        engine.answer(QUESTION, PASSAGES, mode="train", callbacks=[Stop()])
+        engine.answer(QUESTION, PASSAGES, mode="train")
+        assert cache.hits == 0
+
+    def test_an_objective_that_sees_the_question_is_kept_for_it_alone(
+        self, cached: tuple[Engine, AdapterCache]
+    ) -> None:
+        engine, cache = cached
+        taught = replace(TRAINING, objective="distill", max_seconds=60)
+        for question in (QUESTION, "What colour is it?", QUESTION):
+            engine.answer(question, PASSAGES, mode="train", training=taught)
+        assert (cache.hits, cache.misses) == (1, 2)
+
+    def test_another_model_finds_nothing(self, tokenizer: Any) -> None:
+        cache = AdapterCache()
+        for change in (0.0, 0.01):
+            model = build()
+            with torch.no_grad():
+                model.lm_head.weight += change
+            with Engine(model, tokenizer, training=TRAINING, adapter_cache=cache) as engine:
+                engine.answer(QUESTION, PASSAGES, mode="train", max_new_tokens=2)
+        assert cache.hits == 0
+
+
+class TestObjectives:
+    @pytest.mark.parametrize("objective", ["text", "qa", "distill", "leave_one_out"])
+    def test_each_trains_and_leaves_no_trace(self, engine: Engine, objective: str) -> None:
+        before = engine.score(QUESTION, "Tom", mode="closed_book").nats
+        config = replace(TRAINING, objective=objective)
+        answer = engine.answer(QUESTION, PASSAGES, mode="train", training=config)
+        assert answer.training is not None
+        assert answer.training.adapter_used
+        assert answer.training.losses[-1] < answer.training.losses[0]
+        assert engine.score(QUESTION, "Tom", mode="closed_book").nats == before
+
+    def test_a_function_is_an_objective(self, engine: Engine) -> None:
+        def only_the_answer(lesson: Lesson) -> list[Example]:
+            return [lesson.pair(lesson.question, "Tom")]
+
+        taught = replace(TRAINING, objective=only_the_answer, epochs=30)
+        answer = engine.answer(QUESTION, PASSAGES, mode="train", training=taught)
+        assert answer.text.startswith("Tom")
+
+    def test_one_that_fails_is_told_and_plain_text_learnt(self, engine: Engine) -> None:
+        def broken(lesson: Lesson) -> list[Example]:
+            raise KeyError("key")
+
+        config = replace(TRAINING, objective=broken)
+        answer = engine.answer(QUESTION, PASSAGES, mode="train", training=config)
+        plain = engine.answer(QUESTION, PASSAGES, mode="train")
+        assert answer.training is not None
+        assert "broken failed with KeyError" in answer.training.note
+        assert plain.training is not None
+        assert answer.training.losses == plain.training.losses
+
+    def test_events_name_the_function(self, engine: Engine) -> None:
+        seen: list[Event] = []
+
+        class Watch(Callback):
+            def on_train_start(self, event: Event, control: Control) -> None:
+                seen.append(event)
+
+        def mine(lesson: Lesson) -> list[Example]:
+            return [lesson.text("abc")]
+
+        config = replace(TRAINING, objective=mine)
+        engine.answer(QUESTION, PASSAGES, mode="train", training=config, callbacks=[Watch()])
+        assert seen[0]["config"]["objective"].endswith("mine")
+
+
+class TestHarm:
+    def test_the_guard_goes_back_to_stuffing_and_says_why(self, engine: Engine) -> None:
+        strict = replace(TRAINING, guard=0.0, epochs=20)
+        noise = ["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
+        answer = engine.answer("Who? Tom!", noise, mode="train", training=strict)
+        assert answer.training is not None
+        before, after = answer.training.probes["question"]
+        assert after is not None
+        assert after > before
+        assert (answer.training.stopped, answer.training.adapter_used) == ("worse", False)
+        assert f"question {after:.2f}, was {before:.2f} nats a token" in answer.note
+        assert answer.text == engine.answer("Who? Tom!", noise).text
+
+    def test_where_memory_is_short_the_texts_are_cut(self, model: Any, tokenizer: Any) -> None:
+        """The model's memory ends at 140 tokens: the second window fits."""
+
+        def limited(module: Any, arguments: Any, named: dict[str, Any]) -> None:
+            if torch.is_grad_enabled() and named["input_ids"].shape[1] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+        model.register_forward_pre_hook(limited, with_kwargs=True)
+        passage = "The crane is red. " * 30
+        with Engine(model, tokenizer, training=TRAINING, max_new_tokens=2) as engine:
+            most = 140
+            answer = engine.answer(QUESTION, [passage], mode="train")
+            assert answer.training is not None
+            assert answer.training.adapter_used
+            assert answer.training.note == "Memory was short: it learnt from 128 tokens at a time."
+            most = 10
+            answer = engine.answer(QUESTION, ["Short. " * 20], mode="train")
+            assert answer.training is not None
+            assert answer.training.stopped == "out_of_memory"
+            assert "memory ran out" in answer.note
+            assert answer.text == engine.answer(QUESTION, ["Short. " * 20]).text
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's loading
+def test_the_adapter_of_an_answer_can_be_taken_along(engine: Engine, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    answer = engine.answer(QUESTION, PASSAGES, mode="train", export=folder, reference="Tom")
+    assert sorted(os.listdir(folder)) == ["adapter_config.json", "adapter_model.safetensors"]
+    loaded = PeftModel.from_pretrained(build(), folder)
+    assert answer.score is not None
+    prompt = engine.token_ids(f"Question: {QUESTION}\nAnswer:")
+    ids = torch.tensor([[256, *prompt, *engine.token_ids(" Tom")]])
+    with torch.no_grad():
+        logits = loaded(input_ids=ids).logits[0, len(prompt) : -1]
+    nats = torch.nn.functional.cross_entropy(logits, ids[0, -4:], reduction="sum").item()
+    assert nats == pytest.approx(answer.score.nats, rel=1e-5)
