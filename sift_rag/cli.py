@@ -148,7 +148,9 @@ def search(
 def ask(
     folder: IndexFolder,
     question: Question,
-    use: Annotated[Use, typer.Option(help="How the passages are used.")] = "stuff",
+    use: Annotated[
+        Use, typer.Option(help="How the passages are used; auto chooses for this question.")
+    ] = "stuff",
     model: Model = "tiny",
     embedder: EmbedderName = MINILM,
     k: K = 5,
@@ -160,6 +162,7 @@ def ask(
 ) -> None:
     """Answer a question from an index."""
     from sift_rag.pipeline import Pipeline
+    from sift_rag.router import Router
 
     loaded = load_index(folder, embedder)
     mode: Any = use.replace("-", "_")
@@ -171,6 +174,7 @@ def ask(
             k=k,
             fetch_k=fetch_k,
             mode=mode,
+            router=Router(not_covered="The documents do not say."),
             callbacks=[terminal.TrainingBar(err)],
         )
         answer = _answer(pipeline, question, max_new_tokens, stream=stream, as_json=as_json)
@@ -179,6 +183,9 @@ def ask(
         return
     if not stream:
         out.print(visible(answer.text), markup=False, highlight=False)
+    if answer.route and answer.route.reason not in answer.note:
+        route = f"{answer.route.mode}: {answer.route.reason}"
+        err.print(route, style="dim", markup=False, highlight=False)
     for notice in terminal.notices(answer):
         err.print(notice, style="yellow", markup=False, highlight=False)
     err.print(terminal.seconds(answer.timings), style="dim")
@@ -235,6 +242,7 @@ def _answer_as_json(answer: "Answer") -> dict[str, Any]:
         "timings": answer.timings,
         "usage": answer.usage,
         "training": asdict(answer.training) if answer.training else None,
+        "route": asdict(answer.route) if answer.route else None,
     }
 
 

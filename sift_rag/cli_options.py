@@ -28,7 +28,7 @@ SELECTORS: dict[str, Callable[..., Selection]] = {
     "random": random,
 }
 Select = Literal["sift", "nearest", "mmr", "dpp", "uncertainty-sampling", "random"]
-Use = Literal["stuff", "train", "both", "closed-book"]
+Use = Literal["stuff", "train", "both", "closed-book", "auto"]
 
 out = Console()
 err = Console(stderr=True)

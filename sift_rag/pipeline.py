@@ -1,15 +1,20 @@
 """The whole flow: question -> candidates -> selection -> stuff | train | both -> answer."""
 
+from __future__ import annotations
+
 import time
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from typing import Any, Literal, cast, get_args
 
 from sift_rag.candidates import Candidates, Index
 from sift_rag.documents import Document
-from sift_rag.engine import Answer, Engine, Mode, Stream, check_mode
+from sift_rag.engine import Answer, Engine, Mode, Stream
 from sift_rag.events import Callback, Control, emit
+from sift_rag.routed import Finished, declined
+from sift_rag.router import Decision, Router
 from sift_rag.selection import Selection, Selector, Stop, sift
+from sift_rag.situation import look
 from sift_rag.training import TrainingConfig
 
 
@@ -91,6 +96,34 @@ def retrieve(
 
 
 @dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question on its way: the engine's call, what was found, what was chosen."""
+
+    question: str
+    call: dict[str, Any]
+    found: Retrieved | None = None
+    route: Decision | None = None
+
+    @property
+    def declined(self) -> bool:
+        """Whether the engine is not asked."""
+        return self.route is not None and self.route.mode == "not_covered"
+
+    def finished(self, answer: Answer) -> Answer:
+        """The engine's answer, with what came before it."""
+        if self.found is None:
+            return answer
+        timings = self.found.timings | answer.timings
+        timings["total"] += sum(self.found.timings.values())
+        answer = replace(answer, selection=self.found.selection, timings=timings)
+        if self.route is None:
+            return answer
+        unused = self.route.reason if self.route.mode in ("not_covered", "closed_book") else ""
+        note = " ".join(filter(None, (unused, answer.note)))
+        return replace(answer, route=self.route, note=note)
+
+
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     """An index, a selection and a model, put together.
 
@@ -101,10 +134,12 @@ class Pipeline:
             give the selector settings of its own.
         k: How many passages are selected.
         fetch_k: How many candidates the selection sees.
-        mode: How they are used: "stuff", "train", "both", or "closed_book" for not at all.
+        mode: How they are used: "stuff", "train", "both", "closed_book" for not at all, or "auto":
+            the router chooses for each question, and `Answer.route` says what and why.
         noise: The selection's noise; None leaves the selector's default.
         stop: Cuts the selection to its first picks, see `sift_rag.stopping`; None keeps all k.
         training: Settings of test-time training; None leaves the engine's.
+        router: Chooses where the mode is "auto".
         callbacks: Who is told of each stage, and may change or stop it.
     """
 
@@ -114,17 +149,18 @@ class Pipeline:
     select: Selector = sift
     k: int = 5
     fetch_k: int = 50
-    mode: Mode = "stuff"
+    mode: Mode | Literal["auto"] = "stuff"
     noise: float | None = None
     stop: Stop | None = None
     training: TrainingConfig | None = None
+    router: Router = field(default_factory=Router)
     callbacks: Sequence[Callback] = ()
 
     def answer(
         self,
         question: str,
         *,
-        mode: Mode | None = None,
+        mode: Mode | Literal["auto"] | None = None,
         candidates: Candidates | None = None,
         **options: Any,
     ) -> Answer:
@@ -138,32 +174,41 @@ class Pipeline:
 
         Raises:
             ValueError: If the question is empty or the mode unknown.
+            TypeError: If the mode is "auto" and a `prompt` is given, whose passages the router
+                cannot see.
         """
-        retrieved, call = self._prepare(question, mode, candidates)
-        answer = self.engine.answer(question, **call, **options)
-        if retrieved is None:
-            return answer
-        timings = retrieved.timings | answer.timings
-        timings["total"] += sum(retrieved.timings.values())
-        return replace(answer, selection=retrieved.selection, timings=timings)
+        asked = self._prepare(question, mode, options, candidates)
+        if asked.declined:
+            return asked.finished(self._declined(asked, options).answer)
+        return asked.finished(self.engine.answer(question, **asked.call, **options))
 
-    def stream(self, question: str, *, mode: Mode | None = None, **options: Any) -> Stream:
+    def stream(
+        self, question: str, *, mode: Mode | Literal["auto"] | None = None, **options: Any
+    ) -> Stream:
         """As `answer`, as pieces of text; searching and training begin at the call."""
-        _, call = self._prepare(question, mode)
-        return self.engine.stream(question, **call, **options)
+        asked = self._prepare(question, mode, options)
+        if asked.declined:
+            stream = self._declined(asked, options)
+        else:
+            stream = self.engine.stream(question, **asked.call, **options)
+        return Finished(stream, asked.finished)
 
     def _prepare(
-        self, question: str, mode: Mode | None, candidates: Candidates | None = None
-    ) -> tuple[Retrieved | None, dict[str, Any]]:
-        """Announce, retrieve, announce; what is left is the engine's call."""
-        mode = check_mode(mode or self.mode)
+        self,
+        question: str,
+        mode: Mode | Literal["auto"] | None,
+        options: Mapping[str, Any],
+        candidates: Candidates | None = None,
+    ) -> _Asked:
+        """Announce, retrieve, maybe route, announce; what is left is the engine's call."""
+        mode = _checked(mode or self.mode, options)
         control = Control(k=self.k, noise=self.noise, training=self.training)
         start = {"question": question, "mode": mode, "k": self.k, "fetch_k": self.fetch_k}
         emit(self.callbacks, "on_start", control, start | {"noise": self.noise})
         call: dict[str, Any] = {"mode": mode, "callbacks": self.callbacks, "control": control}
         if mode == "closed_book":
-            return None, call
-        retrieved = retrieve(
+            return _Asked(question, call)
+        found = retrieve(
             self.index,
             question,
             select=self.select,
@@ -173,15 +218,53 @@ class Pipeline:
             stop=self.stop,
             candidates=candidates,
         )
-        emit(self.callbacks, "on_selection", control, _announced(retrieved))
-        return retrieved, call | {"documents": retrieved.documents}
+        route = None
+        if mode == "auto":
+            found, route = self._routed(question, found, control, options)
+            call["mode"] = route.mode
+        emit(self.callbacks, "on_selection", control, _announced(found, route))
+        return _Asked(question, call | {"documents": found.documents}, found, route)
+
+    def _routed(
+        self, question: str, found: Retrieved, control: Control, options: Mapping[str, Any]
+    ) -> tuple[Retrieved, Decision]:
+        """What the router chooses, and what was found with the time of that."""
+        began = time.perf_counter()
+        training = options.get("training") or control.training
+        known = {**options, "training": training if isinstance(training, TrainingConfig) else None}
+        situation = look(question, found.documents, found.selection, self.engine, known)
+        route = self.router.decide(situation)
+        timings = found.timings | {"route": time.perf_counter() - began}
+        return replace(found, timings=timings), route
+
+    def _declined(self, asked: _Asked, options: Mapping[str, Any]) -> Stream:
+        return declined(
+            asked.question,
+            self.router.not_covered,
+            callbacks=self.callbacks,
+            control=asked.call["control"],
+            cancel=options.get("cancel"),
+        )
 
 
-def _announced(retrieved: Retrieved) -> dict[str, Any]:
-    rows = retrieved.rows()
+def _checked(mode: str, options: Mapping[str, Any]) -> Mode | Literal["auto"]:
+    modes = (*get_args(Mode), "auto")
+    if mode not in modes:
+        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(modes)}.")
+    if mode == "auto" and options.get("prompt") is not None:
+        raise TypeError(
+            'mode="auto" lays the passages out itself and cannot see those in a prompt of yours: '
+            "leave prompt out, or name a mode."
+        )
+    return cast("Mode | Literal['auto']", mode)
+
+
+def _announced(found: Retrieved, route: Decision | None) -> dict[str, Any]:
+    rows = found.rows()
     return {
         **{key: [row[key] for row in rows] for key in ("id", "score", "gain", "uncertainty")},
-        "candidates": len(retrieved.candidates.documents),
-        "coverage": retrieved.selection.coverage,
-        "seconds": dict(retrieved.timings),
+        "candidates": len(found.candidates.documents),
+        "coverage": found.selection.coverage,
+        "seconds": dict(found.timings),
+        **({"route": asdict(route)} if route else {}),
     }

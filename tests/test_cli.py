@@ -159,6 +159,23 @@ def test_ask_each_way(index: Path, use: str) -> None:
     assert answer["timings"]["total"] > 0
 
 
+def test_auto_says_on_standard_error_what_it_chose(index: Path) -> None:
+    question = "Who inspects the Korgost pump?"
+    found = call("ask", index, question, "--use", "auto")
+    assert found.exit_code == 0
+    said = " ".join(found.stderr.split())
+    route = data(call("ask", index, question, "--use", "auto", "--json"))["route"]
+    assert route["mode"] == "stuff"
+    assert f"stuff: {route['reason']}" in said
+    assert "reading them" not in found.stdout
+
+
+def test_auto_does_not_answer_what_the_documents_do_not_cover(index: Path) -> None:
+    found = call("ask", index, "What is the capital of France?", "--use", "auto")
+    assert found.stdout.strip() == "The documents do not say."
+    assert " ".join(found.stderr.split()).count("The model was not asked.") == 1
+
+
 def test_a_stream_is_the_answer_in_pieces(index: Path) -> None:
     arguments = ("ask", index, "Who inspects the Korgost pump?", "-k", 2)
     whole = call(*arguments)

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sift_rag import Callback, Control, Engine, Index, Pipeline, TrainingConfig, mmr, nearest, sift
+from sift_rag import (
+    Callback,
+    Control,
+    Engine,
+    Index,
+    Pipeline,
+    Router,
+    TrainingConfig,
+    mmr,
+    nearest,
+    sift,
+)
 from sift_rag.documents import content_hash
 from sift_rag.events import Event
 from sift_rag.pipeline import retrieve
@@ -169,3 +180,121 @@ def test_candidates_that_were_found_before_are_not_searched_again(
     assert answer.documents == Pipeline(index, engine, k=3, fetch_k=8).answer(QUESTION).documents
     assert "search" not in answer.timings
     assert answer.timings["select"] > 0
+
+
+# Routed
+
+
+def test_what_the_router_chose_is_in_the_answer(index: Index, engine: Engine) -> None:
+    pipeline = Pipeline(index, engine, k=3, mode="auto", router=Router(covered=0))
+    answer = pipeline.answer(QUESTION)
+    assert answer.mode == answer.route.mode == "stuff"
+    assert "reading them is as good as training" in answer.route.reason
+    assert answer.note == ""
+    assert answer.documents == pipeline.answer(QUESTION, mode="stuff").documents
+    assert answer.timings["total"] > answer.timings["route"] > 0
+    assert pipeline.answer(QUESTION, mode="stuff").route is None
+
+
+def test_passages_beyond_the_window_are_trained_on(index: Index, engine: Engine) -> None:
+    pipeline = Pipeline(index, engine, k=12, router=Router(covered=0))
+    answer = pipeline.answer(QUESTION, mode="auto")
+    stuffed = pipeline.answer(QUESTION, mode="stuff")
+    assert len(stuffed.left_out) > 0
+    assert answer.mode == "both"
+    assert answer.training is not None
+    assert answer.left_out == stuffed.left_out
+    assert f"{len(stuffed.left_out)} of 12 passages do not fit" in answer.route.reason
+
+
+@pytest.mark.parametrize("text", ["", "The documents do not say."])
+def test_a_question_that_is_not_covered_asks_no_model(
+    index: Index, engine: Engine, text: str
+) -> None:
+    seen = Everything()
+    router = Router(covered=1, not_covered=text)
+    pipeline = Pipeline(index, engine, k=2, mode="auto", router=router, callbacks=[seen])
+    engine.close()  # it would raise
+    answer = pipeline.answer(QUESTION)
+    assert (answer.text, answer.mode, answer.finish_reason) == (text, "not_covered", "stop")
+    assert set(answer.usage.values()) == {0}
+    assert answer.documents == ()
+    assert answer.selection is not None
+    assert answer.note == answer.route.reason
+    assert answer.route.reason.endswith("The model was not asked.")
+    assert answer.timings["total"] > 0
+    told = ["on_start", "on_selection", *(["on_token"] if text else []), "on_answer"]
+    assert seen.names == told
+    with pipeline.stream(QUESTION) as stream:
+        assert "".join(stream) == text
+    assert stream.answer.route == answer.route
+
+
+def test_a_question_that_is_not_covered_may_be_answered_without(
+    index: Index, engine: Engine
+) -> None:
+    pipeline = Pipeline(index, engine, mode="auto", router=Router(covered=1, below="closed_book"))
+    answer = pipeline.answer(QUESTION)
+    assert answer.mode == "closed_book"
+    assert answer.documents == ()
+    assert answer.text == pipeline.answer(QUESTION, mode="closed_book").text
+    assert "is below 1" in answer.note
+
+
+def test_the_events_say_what_was_chosen(index: Index, engine: Engine) -> None:
+    seen = Everything()
+    pipeline = Pipeline(index, engine, k=2, mode="auto", router=Router(covered=0))
+    answer = replace(pipeline, callbacks=[seen]).answer(QUESTION)
+    assert seen.names[:2] == ["on_start", "on_selection"]
+    assert seen.events[0]["mode"] == "auto"
+    assert seen.events[1]["route"]["mode"] == "stuff"
+    assert seen.events[1]["route"]["reason"] == answer.route.reason
+    assert json.loads(json.dumps(seen.events)) == seen.events
+
+
+def test_a_routed_stream_is_the_answer(index: Index, engine: Engine) -> None:
+    pipeline = Pipeline(index, engine, k=2, mode="auto", router=Router(covered=0))
+    stream = pipeline.stream(QUESTION)
+    answer = pipeline.answer(QUESTION)
+    assert "".join(stream) == answer.text == stream.answer.text
+    assert stream.answer.route == answer.route
+    assert stream.answer.selection == answer.selection
+    with pipeline.stream(QUESTION) as left:
+        next(left)
+    assert list(left) == []
+
+
+def test_a_callback_sets_the_training_that_is_weighed(index: Index, engine: Engine) -> None:
+    class Longer(Callback):
+        def on_start(self, event: Event, control: Control) -> None:
+            control.training = TrainingConfig(epochs=200)
+
+    pipeline = Pipeline(index, engine, k=12, mode="auto", router=Router(covered=0, speed=1e8))
+    longer = replace(pipeline, callbacks=[Longer()]).answer(QUESTION).route
+    assert longer.mode == "stuff"
+    assert "not worth" in longer.reason
+    assert pipeline.answer(QUESTION).mode == "both"
+
+
+def test_a_prompt_of_the_callers_own_cannot_be_routed(index: Index, engine: Engine) -> None:
+    with pytest.raises(TypeError, match="leave prompt out"):
+        Pipeline(index, engine, mode="auto").answer(QUESTION, prompt="Mine.")
+    with pytest.raises(ValueError, match="must be one of closed_book"):
+        engine.answer(QUESTION, ["A."], mode="auto")  # type: ignore[arg-type]
+
+
+def test_a_routed_way_is_compared_as_any_other(index: Index, engine: Engine) -> None:
+    from sift_rag import Case, compare
+
+    routed = Pipeline(index, engine, k=2, mode="auto", router=Router(covered=0))
+    refused = replace(routed, router=Router(covered=1))
+    found = compare(
+        [Case(QUESTION, ("Three",))], {"auto": routed, "none": refused}, engine=engine, index=index
+    )
+    assert found.errors("auto") == found.errors("none") == []
+    assert found.settings["ways"]["auto"]["router"]["covered"] == 0
+    row = found.row(found.cases[0].id, "none")
+    assert row is not None
+    assert row.reply is not None
+    assert (row.reply.text, row.reply.flops) == ("", 0)
+    assert "The model was not asked." in row.reply.note
