@@ -37,12 +37,12 @@ Out = Annotated[
 
 def compare(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="The index.", show_default=False)
+        Path | None, typer.Argument(metavar="DIR", help="The index.", show_default=False)
     ] = None,
     questions: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[QUESTIONS]",
+            metavar="QUESTIONS",
             help="JSONL, JSON or CSV with question, and where known reference and gold.",
             show_default=False,
         ),
@@ -50,8 +50,9 @@ def compare(
     ways: Annotated[
         str | None,
         typer.Option(
-            help="Such as closed_book,stuff,train,both or stuff(nearest),both(mmr); "
-            "by default five of them."
+            metavar="NAMES",
+            help="Such as closed_book, stuff, train, both, stuff(nearest), both(mmr), with commas "
+            "between; by default five of them.",
         ),
     ] = None,
     out_file: Out = None,
@@ -63,7 +64,11 @@ def compare(
         ),
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="Such as exact_match,token_f1; by default those that apply.")
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Such as exact_match, token_f1, with commas between; by default those that apply.",
+        ),
     ] = None,
     baseline: Annotated[
         str | None, typer.Option(help="The way that the others are held against.")
@@ -115,7 +120,7 @@ def compare(
         runs = out_file.with_suffix(".runs.jsonl")
     plan = _plan(
         _Sources(folder, questions, recorded, held_out, made),
-        ways.split(",") if ways else None,
+        _names(ways),
         embedder=embedder,
         limit=limit,
         seed=seed,
@@ -126,7 +131,7 @@ def compare(
             comparison = run(
                 plan.cases,
                 plan.ways,
-                metrics=metrics.split(",") if metrics else None,
+                metrics=_names(metrics),
                 engine=engine,
                 index=plan.corpus,
                 out=runs,
@@ -245,6 +250,10 @@ def _replayed(
         with terminal.ProgressBar(err, "Embedding") as bar:
             index = Index.build(recording.documents, embedder_of(embedder), progress=bar)
     return _Plan(cases, replayed | {way: way for way in ways or DEFAULT}, index)
+
+
+def _names(given: str | None) -> list[str] | None:
+    return [name.strip() for name in given.split(",")] if given else None
 
 
 def _prices(given: str | None) -> "Prices | None":
