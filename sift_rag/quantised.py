@@ -1,0 +1,62 @@
+"""Whether an adapter can learn on quantised layers: some were made for inference alone."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+_QUICKER = "support_avx512bf16_for_cpu"
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Refuse a model whose quantised layers let no gradient through.
+
+    The layers before such a one would not learn, and no error would say so: the loss still falls,
+    by what the last layers learn. One layer of each kind is tried.
+
+    Raises:
+        ValueError: If there is such a layer.
+    """
+    tried = set()
+    dtype = getattr(model, "dtype", torch.float32)
+    for name, layer in model.named_modules():
+        weight = getattr(layer, "weight", None)
+        kind = (type(layer), type(weight))
+        if kind in tried or kind == (nn.Linear, nn.Parameter) or not hasattr(layer, "in_features"):
+            continue
+        tried.add(kind)
+        if not _passes(layer, dtype):
+            raise ValueError(
+                f"No gradient passes through the quantised layer {name!r} ({kind[0].__name__}, "
+                f"{kind[1].__name__}), so the model cannot be trained on: quantise it with a "
+                'method for its weights only, such as 8 bits, or use mode="stuff".'
+            )
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Have bitsandbytes keep 4-bit layers as they are on a CPU.
+
+    Some CPUs have a quicker form, into which the first inference turns a layer for good: no
+    gradient passes through it.
+    """
+    for layer in model.modules():
+        if hasattr(layer, _QUICKER):
+            setattr(layer, _QUICKER, False)
+
+
+def _passes(layer: nn.Module, dtype: torch.dtype) -> bool:
+    weights = [*layer.parameters(), *layer.buffers()]
+    device = weights[0].device if weights else None
+    size: Any = layer.in_features
+    given = torch.ones(1, 2, size, device=device, dtype=dtype)
+    try:
+        with torch.no_grad():
+            layer(given)  # some layers change at the first inference
+        with torch.enable_grad():
+            made = layer(given.requires_grad_(True)).float().sum()
+            if not made.requires_grad:
+                return False
+            (gradient,) = torch.autograd.grad(made, given, allow_unused=True)
+    except (TypeError, RuntimeError):  # it wants something else, which only the model can give
+        return True
+    return gradient is not None and bool(gradient.any())
