@@ -139,12 +139,13 @@ class Engine:
         weakref.finalize(self, self._worker.close, timeout=5.0)
 
     @classmethod
-    def tiny(cls) -> Engine:
+    def tiny(cls, *, adapter_cache: AdapterCache | None = None) -> Engine:
         """The small model that comes along, with the training settings that suit it."""
         from sift_rag import tiny
 
         settings: dict[str, Any] = dict(tiny.TRAINING)  # plain there: tiny knows no training
-        engine = cls(*load(tiny.FOLDER), training=TrainingConfig(**settings))
+        training = TrainingConfig(**settings)
+        engine = cls(*load(tiny.FOLDER), training=training, adapter_cache=adapter_cache)
         engine.name = "sift_rag.tiny"
         return engine
 
@@ -158,6 +159,7 @@ class Engine:
         quantization_config: Any = None,
         training: TrainingConfig | None = None,
         chat: bool = True,
+        adapter_cache: AdapterCache | None = None,
     ) -> Engine:
         """Load a model by its name on the Hugging Face Hub or from a folder.
 
@@ -167,7 +169,7 @@ class Engine:
         model, tokenizer = load(
             name_or_path, device=device, dtype=dtype, quantization_config=quantization_config
         )
-        return cls(model, tokenizer, training=training, chat=chat)
+        return cls(model, tokenizer, training=training, chat=chat, adapter_cache=adapter_cache)
 
     def answer(
         self,

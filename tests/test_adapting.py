@@ -123,6 +123,17 @@ class TestCache:
         assert cache.hits == 0
 
 
+def test_a_folder_outlives_the_engine(tmp_path: Path) -> None:
+    passages = ["The Korgost pump is inspected by Tanaka."]
+    told = []
+    for _ in range(2):
+        with Engine.tiny(adapter_cache=AdapterCache(folder=tmp_path / "adapters")) as engine:
+            answer = engine.answer("Who inspects the Korgost pump?", passages, mode="train")
+        assert answer.training is not None
+        told.append((answer.text, answer.training.cache))
+    assert told == [("Tanaka", "miss"), ("Tanaka", "hit")]
+
+
 class TestObjectives:
     @pytest.mark.parametrize("objective", ["text", "qa", "distill", "leave_one_out"])
     def test_each_trains_and_leaves_no_trace(self, engine: Engine, objective: str) -> None:
