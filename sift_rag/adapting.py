@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sift_rag.adapter_cache import AdapterCache
+from sift_rag.adapter_cache import AdapterCache, CachedAdapter
 from sift_rag.adapters import Adapter, Adapters
 from sift_rag.documents import Document
 from sift_rag.generation import LanguageModel, generate
@@ -115,14 +115,31 @@ class Adapting:
             left = config.max_seconds - (time.perf_counter() - began)
             config = replace(config, max_seconds=max(left, 1e-9))
         probes = self._probes(request, config, slices)
-        report, short = self._fitted(request, config, adapter, texts, probes, job)
+        near = self._nearest(request, asked_for, adapter)
+        report, short = self._fitted(request, config, adapter, texts, probes, near, job)
         report = replace(report, note=" ".join(filter(None, (note, short))), length=adapter.length)
         if self.cache is None:
             return report
         if report.adapter_used and report.stopped in _KEPT and not short:
             key, weights = self._key(request, asked_for), adapter.weights.detach()
-            self.cache.put(key, weights, request.documents, as_plain(report))
+            told = as_plain(report)
+            self.cache.put(key, weights, request.documents, told, began_with=near)
         return replace(report, cache="miss")
+
+    def _nearest(
+        self, request: Request, config: TrainingConfig, adapter: Adapter
+    ) -> CachedAdapter | None:
+        """What a warm start begins with: an adapter that saw most of the same passages."""
+        if self.cache is None or not config.warm_start:
+            return None
+        found = self.cache.closest(
+            request.documents,
+            base=self._base,
+            config=self._settings(request, config),
+            tenant=request.tenant,
+        )
+        fits = found is not None and found.weights.size == adapter.weights.numel()
+        return found if fits else None
 
     def _texts(
         self, request: Request, config: TrainingConfig, job: Job[Any]
@@ -187,6 +204,7 @@ class Adapting:
         adapter: Adapter,
         texts: Sequence[Sequence[int] | Example],
         probes: Mapping[str, Sequence[Example]],
+        near: CachedAdapter | None,
         job: Job[Any],
     ) -> tuple[TrainingReport, str]:
         """Train; with shorter texts, and a word on it, where memory is short."""
@@ -205,6 +223,7 @@ class Adapting:
                         texts,
                         replace(config, window=window),
                         probes=probes,
+                        initial=None if near is None else torch.from_numpy(near.weights),
                         interrupted=interrupted,
                         on_step=lambda told: request.tell("on_train_step", **told),
                     )
@@ -221,13 +240,18 @@ class Adapting:
             window //= 2
 
     def _key(self, request: Request, config: TrainingConfig) -> str:
+        settings = self._settings(request, config)
+        return AdapterCache.key(
+            base=self._base, config=settings, documents=request.documents, tenant=request.tenant
+        )
+
+    def _settings(self, request: Request, config: TrainingConfig) -> list[Any]:
+        """All that an adapter depends on, beside base, passages and tenant."""
         settings: list[Any] = [replace(config, max_seconds=None)]
         if config.objective != "text":  # the others may look at the question, and ask the base
             words = request.template or self.template
             settings += [request.question, words, self.lm.chat, request.max_new_tokens]
-        return AdapterCache.key(
-            base=self._base, config=settings, documents=request.documents, tenant=request.tenant
-        )
+        return settings
 
 
 def as_plain(report: TrainingReport) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def train(
     config: TrainingConfig,
     *,
     probes: Mapping[str, Sequence[Example]] = MappingProxyType({}),
+    initial: Tensor | None = None,
     interrupted: Callable[[], Stopped | None] = lambda: None,
     on_step: Callable[[dict[str, Any]], None] = lambda step: None,
 ) -> TrainingReport:
@@ -49,6 +50,7 @@ def train(
         config: How. Its `window` must not exceed the model's context.
         probes: Examples that are not trained on, by name, for the guard; `early_stop` looks at
             those named "held_out".
+        initial: (n,) weights to begin with, in place of a fresh adapter's.
         interrupted: Asked before each step: a reason to end here, or None.
         on_step: Told step (from 1), steps (planned), loss, tokens and seconds after each step.
 
@@ -60,9 +62,11 @@ def train(
     if not pieces:
         raise ValueError("The documents have no text to train on: each has less than two tokens.")
     adapter.reset(seed=config.seed, alpha=config.alpha)
+    if initial is not None:
+        adapter.weights.data.copy_(initial)
     loop = _Loop(model, adapter, config, began)
     reset_seconds = time.perf_counter() - began
-    with adapter.silent():  # a prefix, unlike LoRA, does not begin as the base
+    with adapter.silent():  # a prefix, or a warm start, does not begin as the base
         targets = [_taught(model, piece) for piece in pieces]
         before = loop.measure(probes)
     best = _Best(adapter, before.get("held_out")) if config.early_stop else None

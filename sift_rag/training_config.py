@@ -59,6 +59,8 @@ class TrainingConfig:
             after the others; or a function, see `sift_rag.objectives`.
         weigh: How much each token of a text counts: a function of the text and its n tokens, giving
             n weights, such as `sift_rag.weighing.informative`; None counts all alike.
+        warm_start: Whether an adapter of the cache that saw most of the same passages is what
+            training begins with, in place of a fresh one.
         peft: The adapter, where it is to be no plain LoRA of `rank` and `alpha`: a configuration of
             peft, or a dict with its "peft_type".
 
@@ -83,6 +85,7 @@ class TrainingConfig:
     held_out: float = 0.1
     objective: str | Callable[..., Any] = "text"
     weigh: Weigh | None = None
+    warm_start: bool = False
     peft: Any = None
 
     def __post_init__(self) -> None:

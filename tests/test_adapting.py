@@ -112,6 +112,38 @@ class TestCache:
             engine.answer(question, PASSAGES, mode="train", training=taught)
         assert (cache.hits, cache.misses) == (1, 2)
 
+    def test_a_warm_start_begins_with_what_saw_most_of_the_passages(
+        self, cached: tuple[Engine, AdapterCache]
+    ) -> None:
+        engine, cache = cached
+        warm = replace(TRAINING, warm_start=True)
+        more = [*PASSAGES, "It stands in Oslo."]
+        first = engine.answer(QUESTION, PASSAGES, mode="train", training=warm).training
+        cold = engine.answer(QUESTION, more, mode="train").training
+        began = engine.answer(QUESTION, more, mode="train", training=warm).training
+        assert first is not None
+        assert cold is not None
+        assert began is not None
+        assert cold.losses[0] == first.losses[0]  # the base's
+        assert began.losses[0] < first.losses[-1]  # what is known already
+        assert cache.hits == 0
+        stranger = engine.answer(QUESTION, ["Else."], mode="train", training=warm).training
+        fresh = engine.answer(QUESTION, ["Else."], mode="train").training
+        assert stranger is not None
+        assert fresh is not None
+        assert stranger.losses == fresh.losses
+
+    def test_what_a_warm_start_began_with_is_forgotten_with_it(
+        self, cached: tuple[Engine, AdapterCache]
+    ) -> None:
+        engine, cache = cached
+        warm = replace(TRAINING, warm_start=True)
+        secret, other = Document(PASSAGES[0], id="secret"), Document(PASSAGES[1], id="other")
+        engine.answer(QUESTION, [secret, other], mode="train", training=warm)
+        engine.answer(QUESTION, [other], mode="train", training=warm)
+        assert cache.forget("secret") == 2
+        assert len(cache) == 0
+
     def test_another_model_finds_nothing(self, tokenizer: Any) -> None:
         cache = AdapterCache()
         for change in (0.0, 0.01):
