@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -27,6 +28,9 @@ from sift_rag.training import TrainingConfig
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jobs inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)  # some tests interrupt themselves
+
+settings.register_profile("shared", deadline=None)  # a busy machine is no error
+settings.load_profile("shared")
 
 CONTEXT = 256
 BOS, EOS = 256, 257
