@@ -1,0 +1,101 @@
+"""The ways that `evidence.py` holds against each other, as pipelines of the library.
+
+A trained way takes as many passages as it takes steps, one step for each pick in order of
+selection, as the paper does. A pick may come again. A greedy selection of 50 begins with that of
+20, so the ways of one selector at several numbers of steps are points of one curve.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from evidence_data import DATA
+from numpy.typing import ArrayLike
+
+from sift_rag import TrainingConfig
+from sift_rag.candidates import Index
+from sift_rag.engine import Engine
+from sift_rag.pipeline import Pipeline
+from sift_rag.rivals import nearest, random, uncertainty_sampling
+from sift_rag.selection import Selection, sift
+
+FETCH, STUFFED, HEAD = 200, 5, 20  # candidates; passages in a prompt; steps of the main table
+SCALE: dict[str, Any] = {"kernel": "linear", "noise": 0.01}  # what all uncertainties are told in
+RATE = 3e-3  # the best of four for a model of 0.26M parameters, see TrainingConfig
+BASE = "closed_book"
+
+
+def at_random(query: ArrayLike, rows: ArrayLike, k: int, **options: Any) -> Selection:
+    """Candidates by chance, others for each query."""
+    seed = int.from_bytes(np.asarray(query, dtype=np.float32).tobytes()[:4], "little")
+    return random(query, rows, k, seed=seed, **options)
+
+
+RANDOM, NEAREST, REPEATED = "random", "nearest", "nearest repeated"
+PAPER, SIFT, RBF = "SIFT linear 0.01", "SIFT linear 1", "SIFT rbf 0.1"
+SELECTORS: dict[str, Callable[..., Selection]] = {
+    RANDOM: partial(at_random, **SCALE),
+    NEAREST: partial(nearest, **SCALE),
+    REPEATED: partial(nearest, distinct=False, **SCALE),
+    "uncertainty sampling": partial(uncertainty_sampling, **SCALE),
+    PAPER: partial(sift, distinct=False, **SCALE),
+    "SIFT linear 0.1": partial(sift, kernel="linear", noise=0.1, distinct=False),
+    SIFT: partial(sift, kernel="linear", noise=1.0, distinct=False),
+    RBF: partial(sift, distinct=False),
+    "SIFT rbf 1": partial(sift, noise=1.0, distinct=False),
+}
+CURVES = (RANDOM, NEAREST, REPEATED, PAPER, SIFT)  # at every number of steps; the others at HEAD
+"""Of SIFT the paper's setting, and the one that was best in results/training_selection.md."""
+COPIES = (NEAREST, REPEATED, PAPER, SIFT)  # where passages repeat
+
+
+def trained(selector: str, steps: int) -> str:
+    """The name of a trained way."""
+    return f"train({selector}) {steps}"
+
+
+def selectors(steps: int, level: str) -> tuple[str, ...]:
+    """Those that choose what is trained on at so many steps."""
+    if level == "copies":
+        return COPIES
+    return tuple(SELECTORS) if steps == HEAD else CURVES
+
+
+def ways(engine: Engine, index: Index, steps: int, level: str) -> dict[str, Any]:
+    """The trained ways at one number of steps; at `HEAD` those without training, and both, too."""
+
+    def pipeline(selector: str, mode: Any, k: int) -> Pipeline:
+        return Pipeline(
+            index,
+            engine,
+            select=SELECTORS[selector],
+            k=k,
+            fetch_k=FETCH,
+            mode=mode,
+            training=replace(engine.training, steps=steps),
+        )
+
+    made: dict[str, Any] = {BASE: BASE}
+    for selector in selectors(steps, level):
+        made[trained(selector, steps)] = pipeline(selector, "train", steps)
+    if steps == HEAD:
+        made |= {f"stuff({s})": pipeline(s, "stuff", STUFFED) for s in (NEAREST, SIFT)}
+        made[f"both({SIFT}) {HEAD}"] = pipeline(SIFT, "both", HEAD)
+    return made
+
+
+def engine(model: str, rate: float | None, data: Path = DATA) -> Engine:
+    """The bundled model ("tiny"), "stories260K", or any by its name or folder."""
+    if model == "tiny":
+        made = Engine.tiny()
+    else:
+        known = data / "lm" / model
+        folder = known if known.is_dir() else model
+        training = TrainingConfig(learning_rate=RATE) if known.is_dir() else TrainingConfig()
+        made = Engine.from_pretrained(folder, training=training, chat=False)
+    if rate is not None:
+        made.training = replace(made.training, learning_rate=rate)
+    return made
