@@ -288,5 +288,7 @@ def _pieces(splitter: TextSplitter | MarkdownSplitter, text: str, window: int) -
     while start < len(text):
         found = splitter.chunk_indices(text[start : start + window])
         redo = len(found) > 1 and start + window < len(text)
-        yield from (piece for _, piece in (found[:-1] if redo else found))
+        pieces = (piece for _, piece in (found[:-1] if redo else found))
+        # Blank as Python sees it: the splitter keeps lone separators such as \x1f.
+        yield from (piece for piece in pieces if piece.strip())
         start += found[-1][0] if redo else window
