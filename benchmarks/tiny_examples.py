@@ -182,10 +182,6 @@ class Examples:
         half = [self.random.randrange(257, vocabulary) for _ in range(length // 2)]
         return half + half, [0.0] * len(half) + [COPIED] * len(half)
 
-    def lone(self) -> list[Piece]:
-        """A passage by itself, as test-time training sees it."""
-        return [(tell(self.fresh(1)[0], self.random).text + END, PLAIN)]
-
 
 @cache
 def _words(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

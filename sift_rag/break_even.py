@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sift_rag import costs
+from sift_rag import sizes
 from sift_rag.quantities import figure
 from sift_rag.quantities import seconds as duration
 from sift_rag.sizes import ModelSize
@@ -274,8 +274,8 @@ def _work(size: ModelSize | None, tokens: Any, window: int | None = None) -> Any
     if size is None:
         return tokens
     if window is None:
-        return costs.reading(size, tokens)
-    return costs.training(size, tokens, window)
+        return sizes.reading(size, tokens)
+    return sizes.training(size, tokens, window)
 
 
 def _line(pair: _Pair, size: ModelSize | None) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""What an answer costs: money by a price table, and the arithmetic of `sizes`."""
+"""What an answer costs by a price table."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import math
 from dataclasses import dataclass
 
 from sift_rag.cases import Reply
-from sift_rag.sizes import flops, reading, training
-
-__all__ = ["Prices", "flops", "reading", "training"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

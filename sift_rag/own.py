@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sift_rag.candidates import Candidates, Index
 from sift_rag.cases import Case, Reply
-from sift_rag.costs import flops
 from sift_rag.memory import watch
 from sift_rag.prompting import PromptTemplate
 from sift_rag.replies import of_answer
+from sift_rag.sizes import flops
 
 if TYPE_CHECKING:
     from sift_rag.answering import Answer, Mode

@@ -83,6 +83,7 @@ def _way(comparison: Comparison, way: str, measured: Mapping[str, Any]) -> dict[
         "name": way,
         "asked": len(rows),
         "failed": _counts(row.error for row in rows if row.error),
+        "unmeasured": _counts(f"{m}: {e}" for row in rows for m, e in row.unmeasured.items()),
         "metrics": {metric: ways[way] for metric, ways in measured.items()},
         "seconds": {stage: _spread(comparison.seconds(way, stage)) for stage in STAGES},
         "tokens": {kind: _spread(comparison.tokens(way, kind)) for kind in TOKENS},
@@ -158,6 +159,7 @@ def _reply(row: Row, passages: _Passages, failed: Mapping[str, Any]) -> dict[str
     return {
         "text": None if row.reply is None else reply.text,
         "error": row.error,
+        "unmeasured": dict(row.unmeasured),
         "values": failed if row.error else row.values,
         "passages": None if documents is None else [passages.key(each) for each in documents],
         **{name: getattr(reply, name) for name in names},

@@ -243,6 +243,8 @@ def _circumstances(comparison: Comparison, metric: Metric | None) -> Iterator[st
             yield f"{origins[origin]:,} of {_questions(len(comparison.cases))}: {about}."
     for way in comparison.ways:
         yield from _failures(comparison, metric, way)
+    for each in comparison.metrics:
+        yield from _unmeasured(comparison, each)
 
 
 def _too_few(comparison: Comparison) -> Iterator[str]:
@@ -268,15 +270,29 @@ def _failures(comparison: Comparison, metric: Metric | None, way: str) -> Iterat
     errors = [row.error for row in comparison.errors(way)]
     if not errors:
         return
-    most, times = Counter(errors).most_common(1)[0]
-    quoted = " ".join(most.split())
-    quoted = quoted if len(quoted) <= _LONGEST else f"{quoted[:_LONGEST]}..."
     counted = ""
     if metric is not None and metric.failed is None:
         counted = f", which are left out in {metric.title}"
     elif metric is not None:
         counted = f", which count as {quantities.amount(metric.failed, metric.unit)}"
         counted += f" {metric.title}" if metric.unit == "share" else ""
-    cause = "The error" if times == len(errors) else f"Most often ({times:,} times)"
     asked = _questions(len(comparison.cases))
-    yield f"{way} failed on {len(errors):,} of {asked}{counted}. {cause}: {quoted}"
+    yield f"{way} failed on {len(errors):,} of {asked}{counted}. {_commonest(errors)}"
+
+
+def _unmeasured(comparison: Comparison, metric: Metric) -> Iterator[str]:
+    """Replies of which a metric's function raised: missing in it, and perhaps the bad ones."""
+    errors = [e for row in comparison.rows if (e := row.unmeasured.get(metric.name))]
+    if errors:
+        yield (
+            f"{metric.title} could not be measured on {len(errors):,} of {len(comparison.rows):,} "
+            f"replies, which are left out in it. {_commonest(errors)}"
+        )
+
+
+def _commonest(errors: Sequence[str]) -> str:
+    most, times = Counter(errors).most_common(1)[0]
+    quoted = " ".join(most.split())
+    quoted = quoted if len(quoted) <= _LONGEST else f"{quoted[:_LONGEST]}..."
+    cause = "The error" if times == len(errors) else f"Most often ({times:,} times)"
+    return f"{cause}: {quoted}"

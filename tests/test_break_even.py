@@ -11,9 +11,8 @@ import pytest
 from sift_rag.break_even import BreakEven, break_even
 from sift_rag.cases import Case, Reply, Row
 from sift_rag.comparison import Comparison
-from sift_rag.costs import reading, training
 from sift_rag.documents import Document
-from sift_rag.sizes import ModelSize
+from sift_rag.sizes import ModelSize, reading, training
 
 SIZE = ModelSize(parameters=500_000_000, layers=24, width=896)
 READING = 2e-12  # seconds of one operation

@@ -97,7 +97,9 @@ def test_quality_against_time_has_a_mark_and_a_name_for_each_way() -> None:
 
 
 def test_more_ways_than_marks_are_drawn_too() -> None:
-    parsed(charts.quality(summary([(f"way {i}", 0.5, 0.1) for i in range(20)])))
+    names = [f"way {i}" for i in range(20)]
+    drawn = "".join(parsed(charts.quality(summary([(n, 0.5, 0.1) for n in names]))).itertext())
+    assert all(name in drawn for name in names)
 
 
 def test_without_a_metric_or_times_there_is_nothing_to_draw() -> None:

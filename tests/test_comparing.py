@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sift_rag import Engine, Index, Pipeline
+from sift_rag import Engine, Index, Pipeline, report
 from sift_rag.cases import Case, Reply
 from sift_rag.comparing import compare
 from sift_rag.comparison import Comparison
@@ -174,6 +174,11 @@ def test_a_judge_that_fails_is_told_and_asked_again(tmp_path: Path) -> None:
     done = compare(CASES[:3], ways, metrics=[judge], out=run)
     assert done.rows[0].unmeasured == {"judge": "TimeoutError: judge is out"}
     assert done.values("judge", "way").tolist()[1:] == [0.5, 0.5]
+    said = "judge could not be measured on 1 of 3 replies, which are left out in it. "
+    assert f"{said}The error: TimeoutError: judge is out" in done.verdict().details
+    page = report.html(done)
+    assert "not measured: 1 \u00d7 <code>judge: TimeoutError: judge is out</code>" in page
+    assert "<b>judge not measured:</b> TimeoutError: judge is out" in page
     mood[0] = "good"
     done = compare(CASES[:3], ways, metrics=[judge], out=run, retry_failed=True)
     assert done.values("judge", "way").tolist() == [0.5] * 3

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from sift_rag.cases import Reply
-from sift_rag.costs import Prices, flops, reading, training
+from sift_rag.costs import Prices
 from sift_rag.generation import LanguageModel
-from sift_rag.sizes import ModelSize
+from sift_rag.sizes import ModelSize, flops, reading, training
 
 SEEN = ModelSize(parameters=28_960, layers=2, width=32)  # of conftest's Llama
 SIZE = ModelSize(parameters=1_000_000, layers=4, width=64)

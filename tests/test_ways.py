@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from sift_rag import Callback, Engine, Index, Pipeline, TrainingConfig, mmr, nearest, sift
 from sift_rag.cases import STAGES, TOKENS, Case, Reply
-from sift_rag.costs import flops
 from sift_rag.documents import content_hash
 from sift_rag.kernels import rbf
 from sift_rag.pipeline import retrieve
 from sift_rag.prompting import PromptTemplate
 from sift_rag.replies import of_answer
+from sift_rag.sizes import flops
 from sift_rag.stopping import gain_share
 from sift_rag.tiny import world
 from sift_rag.ways import DEFAULT, SELECTORS, Own, Way, describe, resolve, warm_up
