@@ -6,8 +6,8 @@ Bits a byte of the second half of a passage, given its first half, by domain. Th
 out with its copies, the other passages of the domain are the corpus, all-MiniLM-L6-v2 finds its
 first half's 200 nearest, a selector chooses among them. A trained way takes one step for each pick,
 in order of selection; the base is the model alone. Where the guard undid a training, the answer
-came from the passages in the prompt, and counts so. One thread. Times depend on the load of the
-machine, bits a byte do not.
+came from the model alone (fallback="closed_book"), and counts so. The alpha rule takes as many
+steps as it wants. One thread. Times depend on the load of the machine, bits a byte do not.
 
 The open data are looked for in ../shared/data or the folder in SIFT_RAG_DATA. What was asked is
 kept in the folder RUNS: run it again, and what was killed goes on; the reports of the library on

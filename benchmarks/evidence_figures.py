@@ -163,6 +163,12 @@ class Evidence:
         within = float((ranks[0] * ranks[1]).mean() / spread) if spread else math.nan
         return Correlation(float(found.statistic), float(found.pvalue), within, len(left))
 
+    def taken(self, way: str) -> Values:
+        """(n,) steps of a way that takes one for each passage; NaN where it was undone."""
+        rows = (self.pooled.row(case.id, way) for case in self.pooled.cases)
+        found = [row.reply.documents if row and row.reply else None for row in rows]
+        return np.array([len(each) if each else math.nan for each in found], dtype=np.float64)
+
     def guarded(self, *ways: str) -> Guard:
         """What was undone, and what got worse all the same."""
         undone = sum(
@@ -184,5 +190,5 @@ class Evidence:
 
 def _steps(way: str) -> int | None:
     """Of a way's name; None for those without training."""
-    head, _, last = way.rpartition(") ")
-    return int(last) if head else None
+    last = way.rpartition(") ")[2]
+    return int(last) if last.isdigit() else None

@@ -3,8 +3,21 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 from evidence_figures import ALLOWED, SEEN, Evidence
-from evidence_ways import BASE, CURVES, HEAD, NEAREST, PAPER, REPEATED, SELECTORS, SIFT, trained
+from evidence_ways import (
+    ADAPTIVE,
+    BASE,
+    BOTH,
+    CURVES,
+    HEAD,
+    NEAREST,
+    PAPER,
+    REPEATED,
+    SELECTORS,
+    SIFT,
+    trained,
+)
 
 from sift_rag import report
 from sift_rag.paired import Paired
@@ -45,8 +58,37 @@ def claims(one: Evidence) -> Iterator[str]:
         f"base; Spearman {found.pooled:+.2f} (p = {found.p:.2g}, {found.n} passages), within "
         f"domains {found.within:+.2f}."
     )
+    yield from adaptive(one)
+    yield from together(one)
     yield from targets(one)
     yield ""
+
+
+def adaptive(one: Evidence) -> Iterator[str]:
+    """Whether the alpha rule's own numbers of steps do better than the same number for all."""
+    if ADAPTIVE not in one.head.ways:
+        return
+    pair, taken = one.corrected(trained(PAPER, HEAD), ADAPTIVE), one.taken(ADAPTIVE)
+    known = taken[~np.isnan(taken)]
+    if known.size:
+        yield (
+            f"* The alpha rule spends steps where they pay: {said(pair)}. {known.min():.0f} to "
+            f"{known.max():.0f} steps, {known.mean():.1f} on average: {pair.mean_b:.3f}; {HEAD} "
+            f"for all: {pair.mean_a:.3f} bits a byte, {shift(pair)}."
+        )
+
+
+def together(one: Evidence) -> Iterator[str]:
+    """Both against the better of its two halves."""
+    halves = (f"stuff({SIFT})", trained(SIFT, HEAD))
+    if BOTH in one.head.ways:
+        better = min(halves, key=lambda way: float(np.nanmean(one.bits(way))))
+        pair = one.corrected(better, BOTH)
+        verdict = "refuted" if pair.shown and pair.difference > 0 else "not refuted"
+        yield (
+            f"* Both at or above the better of stuff and train: {verdict}. {BOTH} {pair.mean_b:.3f}"
+            f", {better} {pair.mean_a:.3f} bits a byte, {shift(pair)}."
+        )
 
 
 def overshoots(one: Evidence) -> Iterator[str]:

@@ -21,6 +21,7 @@ from sift_rag.engine import Engine
 from sift_rag.pipeline import Pipeline
 from sift_rag.rivals import nearest, random, uncertainty_sampling
 from sift_rag.selection import Selection, sift
+from sift_rag.stopping import alpha_rule
 
 FETCH, STUFFED, HEAD = 200, 5, 20  # candidates; passages in a prompt; steps of the main table
 SCALE: dict[str, Any] = {"kernel": "linear", "noise": 0.01}  # what all uncertainties are told in
@@ -50,6 +51,9 @@ SELECTORS: dict[str, Callable[..., Selection]] = {
 CURVES = (RANDOM, NEAREST, REPEATED, PAPER, SIFT)  # at every number of steps; the others at HEAD
 """Of SIFT the paper's setting, and the one that was best in results/training_selection.md."""
 COPIES = (NEAREST, REPEATED, PAPER, SIFT)  # where passages repeat
+ALPHA, MOST = 0.1, 50  # with this alpha the rule takes 19 steps on average, at most 50
+BOTH = f"both({SIFT}) {HEAD}"
+ADAPTIVE = f"train({PAPER}) alpha rule"
 
 
 def trained(selector: str, steps: int) -> str:
@@ -65,9 +69,10 @@ def selectors(steps: int, level: str) -> tuple[str, ...]:
 
 
 def ways(engine: Engine, index: Index, steps: int, level: str) -> dict[str, Any]:
-    """The trained ways at one number of steps; at `HEAD` those without training, and both, too."""
+    """The trained ways at one number of steps; at `HEAD` those without training, both, and one
+    with the alpha rule's own number, too."""
 
-    def pipeline(selector: str, mode: Any, k: int) -> Pipeline:
+    def pipeline(selector: str, mode: Any, k: int, **more: Any) -> Pipeline:
         return Pipeline(
             index,
             engine,
@@ -75,15 +80,19 @@ def ways(engine: Engine, index: Index, steps: int, level: str) -> dict[str, Any]
             k=k,
             fetch_k=FETCH,
             mode=mode,
-            training=replace(engine.training, steps=steps),
+            training=replace(training, steps=None if more else k),
+            **more,
         )
 
+    # What was undone is then the base, which all is held against. One step for each pick.
+    training = replace(engine.training, epochs=1, fallback="closed_book")
     made: dict[str, Any] = {BASE: BASE}
     for selector in selectors(steps, level):
         made[trained(selector, steps)] = pipeline(selector, "train", steps)
     if steps == HEAD:
         made |= {f"stuff({s})": pipeline(s, "stuff", STUFFED) for s in (NEAREST, SIFT)}
-        made[f"both({SIFT}) {HEAD}"] = pipeline(SIFT, "both", HEAD)
+        made[BOTH] = pipeline(SIFT, "both", HEAD)
+        made[ADAPTIVE] = pipeline(PAPER, "train", MOST, stop=alpha_rule(ALPHA))
     return made
 
 

@@ -108,9 +108,7 @@ def plain_report(report: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return dict(json.loads(json.dumps(dict(report))))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"The report is no plain data ({error}): use dataclasses.asdict(report)."
-        ) from error
+        raise ValueError(f"The report is no plain data ({error}): use report.plain().") from error
 
 
 class DamagedError(ValueError):

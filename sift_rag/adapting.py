@@ -5,22 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from sift_rag.adapter_cache import AdapterCache, CachedAdapter
 from sift_rag.adapters import Adapter, Adapters
-from sift_rag.documents import Document
+from sift_rag.documents import Document, content_hash
 from sift_rag.generation import LanguageModel, generate
 from sift_rag.lessons import Example, held_out, windows
 from sift_rag.objectives import Lesson, examples_of
 from sift_rag.out_of_memory import is_out_of_memory
 from sift_rag.prompting import PromptTemplate, stuffed
-from sift_rag.training import train
+from sift_rag.training import checked, train
 from sift_rag.training_config import Stopped, TrainingConfig, TrainingReport
 
 if TYPE_CHECKING:
@@ -39,6 +39,14 @@ _OUT_OF_MEMORY = TrainingReport(
     stopped="out_of_memory",
     adapter_used=False,
 )
+
+
+class _Material(NamedTuple):
+    """What one training has to go on."""
+
+    texts: Sequence[Sequence[int] | Example]
+    probes: Mapping[str, Sequence[Example]]
+    near: CachedAdapter | None  # what it begins with
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class Adapting:
             attached.enter_context(adapter.attached())
             if request.export is not None:
                 adapter.export(request.export, self.lm.model.config.name_or_path or "")
-        request.tell("on_train_end", **as_plain(report))
+        request.tell("on_train_end", **report.plain())
         return report
 
     def _kept(
@@ -96,13 +104,18 @@ class Adapting:
         found = self.cache.find(self._key(request, config))
         if found is None or found.weights.size != adapter.weights.numel():
             return None
+        then = dict(found.report)
+        asked = then.pop("question", None)
         try:
-            report = replace(_report(found.report), cache="hit", seconds=0.0, tokens=0)
+            report = replace(TrainingReport.from_plain(then), cache="hit", seconds=0.0, tokens=0)
         except (TypeError, KeyError, ValueError):  # of another release, or not of ours
             return None
         adapter.reset(seed=config.seed, alpha=config.alpha)
         adapter.weights.data.copy_(torch.from_numpy(found.weights))
-        return report
+        if config.guard is None or asked == content_hash(request.question):
+            return report
+        probes = self._probes(request, config, [])
+        return checked(self.lm.model, adapter, report, probes, config.guard)
 
     def _trained(
         self, request: Request, config: TrainingConfig, adapter: Adapter, job: Job[Any]
@@ -114,15 +127,15 @@ class Adapting:
         if config.max_seconds is not None:  # making the examples counts
             left = config.max_seconds - (time.perf_counter() - began)
             config = replace(config, max_seconds=max(left, 1e-9))
-        probes = self._probes(request, config, slices)
         near = self._nearest(request, asked_for, adapter)
-        report, short = self._fitted(request, config, adapter, texts, probes, near, job)
+        material = _Material(texts, self._probes(request, config, slices), near)
+        report, short = self._fitted(request, config, adapter, material, job)
         report = replace(report, note=" ".join(filter(None, (note, short))), length=adapter.length)
         if self.cache is None:
             return report
         if report.adapter_used and report.stopped in _KEPT and not short:
             key, weights = self._key(request, asked_for), adapter.weights.detach()
-            told = as_plain(report)
+            told = report.plain() | {"question": content_hash(request.question)}
             self.cache.put(key, weights, request.documents, told, began_with=near)
         return replace(report, cache="miss")
 
@@ -190,21 +203,33 @@ class Adapting:
     def _probes(
         self, request: Request, config: TrainingConfig, slices: list[Example]
     ) -> dict[str, list[Example]]:
-        if config.guard is None and not config.early_stop:
-            return {}
-        asked = self.lm.text(request.question, end=False)[-config.window :]
-        question = windows([asked], config.window)
-        probes = {"held_out": windows(slices, config.window), "question": question}
+        texts: dict[str, Sequence[Sequence[int] | Example]] = {"held_out": slices}
+        if config.guard is not None:
+            texts |= self._asked(request, config)
+            near = [self.lm.text(each.text, end=False) for each in request.beside]
+            texts["beside"] = [ids[: _SLICE[1]] for ids in near]
+            texts["canary"] = [self.lm.text(canary, end=False) for canary in config.canary]
+        probes = {name: windows(each, config.window) for name, each in texts.items()}
         return {name: examples for name, examples in probes.items() if examples}
+
+    def _asked(self, request: Request, config: TrainingConfig) -> dict[str, list[Example]]:
+        """The question's own words, as many as a step may have; the end of a long one by itself
+        too, as its beginning may repeat what was trained on."""
+        whole = windows(
+            [self.lm.text(request.question, end=False)[-config.window :]], config.window
+        )
+        last = [each for each in whole if len(each.ids) >= 2 * _SLICE[0]]
+        return {
+            "question": whole,
+            "question_end": [replace(each, start=len(each.ids) // 2) for each in last],
+        }
 
     def _fitted(
         self,
         request: Request,
         config: TrainingConfig,
         adapter: Adapter,
-        texts: Sequence[Sequence[int] | Example],
-        probes: Mapping[str, Sequence[Example]],
-        near: CachedAdapter | None,
+        material: _Material,
         job: Job[Any],
     ) -> tuple[TrainingReport, str]:
         """Train; with shorter texts, and a word on it, where memory is short."""
@@ -213,16 +238,16 @@ class Adapting:
             control = request.control
             return "cancelled" if job.cancelled else "callback" if control.stopped else None
 
-        window = config.window
+        window, near = config.window, material.near
         while True:
             try:
                 with adapter.attached():
                     report = train(
                         self.lm.model,
                         adapter,
-                        texts,
+                        material.texts,
                         replace(config, window=window),
-                        probes=probes,
+                        probes=material.probes,
                         initial=None if near is None else torch.from_numpy(near.weights),
                         interrupted=interrupted,
                         on_step=lambda told: request.tell("on_train_step", **told),
@@ -252,17 +277,6 @@ class Adapting:
             words = request.template or self.template
             settings += [request.question, words, self.lm.chat, request.max_new_tokens]
         return settings
-
-
-def as_plain(report: TrainingReport) -> dict[str, Any]:
-    """A report as data for JSON."""
-    probes = {name: list(measured) for name, measured in report.probes.items()}
-    return asdict(report) | {"losses": list(report.losses), "probes": probes}
-
-
-def _report(plain: Mapping[str, Any]) -> TrainingReport:
-    probes = {name: (before, after) for name, (before, after) in plain["probes"].items()}
-    return TrainingReport(**{**plain, "losses": tuple(plain["losses"]), "probes": probes})
 
 
 def _training_config(value: Any) -> TrainingConfig:

@@ -22,7 +22,7 @@ from sift_rag.generation import (
     score,
 )
 from sift_rag.prompting import Order, Prompt, PromptTemplate, closed_book, stuffed
-from sift_rag.training_config import BROKEN, TrainingConfig, TrainingReport
+from sift_rag.training_config import BROKEN, Fallback, TrainingConfig, TrainingReport
 from sift_rag.worker import Job
 
 Mode = Literal["closed_book", "stuff", "train", "both"]
@@ -106,6 +106,7 @@ class Request:
     reference: str | None = None
     tenant: str = ""
     export: str | os.PathLike[str] | None = None
+    beside: tuple[Document, ...] = ()
 
     def tell(self, hook: str, **payload: Any) -> None:
         """Announce something to the callbacks."""
@@ -142,6 +143,7 @@ class Answerer:
                 job.check()
             score, unscored = self._score_beside(request, report)
         learnt = report is not None and report.adapter_used
+        notes = (report.note if report else "", _note(report, _fallback(request)), unscored)
         answer = Answer(
             text=generated.text,
             mode=request.mode,
@@ -156,7 +158,7 @@ class Answerer:
             },
             training=report,
             finish_reason=generated.finish_reason,
-            note=" ".join(filter(None, (report.note if report else "", _note(report), unscored))),
+            note=" ".join(filter(None, notes)),
             score=score,
         )
         told = ("text", "mode", "timings", "usage", "finish_reason")
@@ -227,7 +229,8 @@ class Answerer:
         budget: int,
     ) -> tuple[list[int], Prompt]:
         """The caller's own words; it has laid the documents out in them, or not."""
-        fallback = request.fallback_prompt if _failed(report) else None
+        stuffing = _failed(report) and _fallback(request) == "stuff"
+        fallback = request.fallback_prompt if stuffing else None
         ids = self.lm.prompt(prompt if fallback is None else fallback)
         if len(ids) > budget:
             raise ValueError(
@@ -239,7 +242,7 @@ class Answerer:
         return ids, Prompt("", request.documents if inside else (), ())
 
     def _worded(self, request: Request, report: TrainingReport | None, budget: int) -> Prompt:
-        """The template's words; where training failed, the passages go there after all."""
+        """The template's words; where training failed, with the passages as is the fallback."""
 
         def length(text: str) -> int:
             # No token has 128 characters on average: a text of megabytes is not worth tokenising.
@@ -247,7 +250,8 @@ class Answerer:
             return len(text) if huge else len(self.lm.prompt(text))
 
         template = request.template or self.template
-        if request.mode == "closed_book" or (request.mode == "train" and not _failed(report)):
+        used = _fallback(request) if _failed(report) else request.mode
+        if used in ("closed_book", "train"):
             return closed_book(request.question, budget=budget, count=length, template=template)
         return stuffed(
             request.question,
@@ -273,7 +277,11 @@ def _failed(report: TrainingReport | None) -> bool:
     return report is not None and report.stopped in BROKEN
 
 
-def _note(report: TrainingReport | None) -> str:
+def _fallback(request: Request) -> Fallback:
+    return (request.control.training or request.training).fallback  # a callback's, if it set one
+
+
+def _note(report: TrainingReport | None, fallback: Fallback) -> str:
     if report is None or report.adapter_used:
         return ""
     if not _failed(report):
@@ -284,18 +292,19 @@ def _note(report: TrainingReport | None) -> str:
         "out_of_memory": "memory ran out, however short the texts",
         "worse": f"what was not trained on was predicted worse than before ({_probed(report)})",
     }[report.stopped]
+    source = "the passages in the prompt" if fallback == "stuff" else "the model alone"
     return (
-        f"Training was undone after step {report.steps}, as {why}: the answer comes from the "
-        "passages in the prompt. Lower learning_rate."
+        f"Training was undone after step {report.steps}, as {why}: the answer comes from {source}. "
+        "Lower learning_rate."
     )
 
 
 def _probed(report: TrainingReport) -> str:
-    """The probes' losses, such as "question 2.31, was 2.10 nats a token"."""
+    """The losses of the probes that got worse: "question 2.31, was 2.10 nats a token"."""
     return "; ".join(
         f"{name.replace('_', '-')} {after:.2f}, was {before:.2f} nats a token"
         for name, (before, after) in report.probes.items()
-        if after is not None
+        if after is not None and not after <= before
     )
 
 

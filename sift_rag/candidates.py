@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from sift_rag.problem import Options
 
-__all__ = ["Candidates", "Index", "IndexFormatError"]
+__all__ = ["NEAR_COPY", "Candidates", "Index", "IndexFormatError"]
+
+NEAR_COPY = 0.95
+"""Cosine of two passages from which one counts as a copy of the other."""
 
 _EMBED_AT_ONCE = 64  # texts between two reports of progress: about a second on a CPU
 _PRODUCT = 2**24  # cosines computed at once: 64 MB

@@ -126,11 +126,10 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Show the passages that together leave the least uncertainty about a question."""
-    from sift_rag.pipeline import retrieve
+    loaded = load_index(folder, embedder)
+    from sift_rag.pipeline import retrieve  # seconds, which a wrong folder need not wait for
 
-    found = retrieve(
-        load_index(folder, embedder), question, select=SELECTORS[select], k=k, fetch_k=fetch_k
-    )
+    found = retrieve(loaded, question, select=SELECTORS[select], k=k, fetch_k=fetch_k)
     documents = found.candidates.documents
     why = found.selection.explain([d.text for d in documents]) if explain else None
     if as_json:
@@ -161,10 +160,10 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Answer a question from an index."""
-    from sift_rag.pipeline import Pipeline
+    loaded = load_index(folder, embedder)
+    from sift_rag.pipeline import Pipeline  # seconds, as above
     from sift_rag.router import Router
 
-    loaded = load_index(folder, embedder)
     mode: Any = use.replace("-", "_")
     with engine_of(model) as engine:
         pipeline = Pipeline(
@@ -241,7 +240,7 @@ def _answer_as_json(answer: "Answer") -> dict[str, Any]:
         "left_out": [d.id for d in answer.left_out],
         "timings": answer.timings,
         "usage": answer.usage,
-        "training": asdict(answer.training) if answer.training else None,
+        "training": answer.training.plain() if answer.training else None,
         "route": asdict(answer.route) if answer.route else None,
     }
 

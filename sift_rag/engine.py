@@ -57,6 +57,8 @@ class Options(TypedDict, total=False):
         template: The words around question and passages in this call, in place of the engine's.
         tenant: Whose passages they are: no two tenants share an adapter of the cache.
         export: A folder that the adapter is written to, as peft does, where one is used.
+        beside: Passages on the same subject that are not trained on: where training makes them
+            less likely, it went too far, and the guard undoes it. A `Pipeline` gives some.
     """
 
     training: TrainingConfig | None
@@ -71,6 +73,7 @@ class Options(TypedDict, total=False):
     template: PromptTemplate | None
     tenant: str
     export: str | os.PathLike[str] | None
+    beside: Iterable[str | Document]
 
 
 class AnswerOptions(Options, total=False):
@@ -325,6 +328,7 @@ class Engine:
             template=options.get("template"),
             tenant=options.get("tenant", ""),
             export=options.get("export"),
+            beside=tuple(as_documents(options.get("beside", ()))),
         )
         self._check(request)
         return request

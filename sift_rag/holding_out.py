@@ -9,13 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sift_rag.candidates import Index
+from sift_rag.candidates import NEAR_COPY, Index
 from sift_rag.cases import Case
 from sift_rag.choosing import approximate_tokens, at_least_one
 from sift_rag.documents import MAX_TOKENS, Progress
-
-NEAR_COPY = 0.95
-"""Cosine from which a passage counts as a copy of one that is held out."""
 
 _SHORTEST = 8  # words: half of fewer than that has little to go on, and little to predict
 # Chinese and Japanese put no spaces between words: there each character may begin one.

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
-from sift_rag.candidates import Candidates, Index
+import numpy as np
+
+from sift_rag.candidates import NEAR_COPY, Candidates, Index
 from sift_rag.documents import Document
 from sift_rag.engine import Answer, Engine, Mode, Stream
 from sift_rag.events import Callback, Control, emit
@@ -16,6 +18,8 @@ from sift_rag.router import Decision, Router
 from sift_rag.selection import Selection, Selector, Stop, sift
 from sift_rag.situation import look
 from sift_rag.training import TrainingConfig
+
+_BESIDE = 2  # passages for the guard: a third finds little more, and each is read twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +227,10 @@ class Pipeline:
             found, route = self._routed(question, found, control, options)
             call["mode"] = route.mode
         emit(self.callbacks, "on_selection", control, _announced(found, route))
-        return _Asked(question, call | {"documents": found.documents}, found, route)
+        call["documents"] = found.documents
+        if call["mode"] in ("train", "both") and "beside" not in options:
+            call["beside"] = _beside(found)
+        return _Asked(question, call, found, route)
 
     def _routed(
         self, question: str, found: Retrieved, control: Control, options: Mapping[str, Any]
@@ -245,6 +252,16 @@ class Pipeline:
             control=asked.call["control"],
             cancel=options.get("cancel"),
         )
+
+
+def _beside(found: Retrieved) -> list[Document]:
+    """The nearest candidates that were not picked and are no copies of what was."""
+    rows = np.asarray(found.candidates.embeddings)  # (n, d)
+    picked = rows[np.unique(found.selection.indices)]  # (at most k, d)
+    if not len(picked):
+        return []
+    others = np.flatnonzero((rows @ picked.T).max(axis=1) < NEAR_COPY)
+    return [found.candidates.documents[i] for i in others[:_BESIDE]]
 
 
 def _checked(mode: str, options: Mapping[str, Any]) -> Mode | Literal["auto"]:

@@ -8,6 +8,7 @@ them worse than the base, it has learnt something that does harm, and is not use
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle, islice
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +23,7 @@ from sift_rag.generation import keeps_logits
 from sift_rag.lessons import Example, windows
 from sift_rag.training_config import BROKEN, Stopped, TrainingConfig, TrainingReport
 
-__all__ = ["BROKEN", "Stopped", "TrainingConfig", "TrainingReport", "train"]
+__all__ = ["BROKEN", "Stopped", "TrainingConfig", "TrainingReport", "checked", "measure", "train"]
 
 _TOLERANCE = (
     1.0  # nats a token: each token e times less likely is not what one text does to another
@@ -68,7 +69,7 @@ def train(
     reset_seconds = time.perf_counter() - began
     with adapter.silent():  # a prefix, or a warm start, does not begin as the base
         targets = [_taught(model, piece) for piece in pieces]
-        before = loop.measure(probes)
+        before = measure(model, probes)
     best = _Best(adapter, before.get("held_out")) if config.early_stop else None
     total = config.steps or config.epochs * len(pieces)
     lessons = cycle(zip(pieces, targets, strict=True))
@@ -80,11 +81,11 @@ def train(
             break
         told = {"step": step, "steps": total, "loss": loop.losses[-1]}
         on_step(told | {"tokens": len(piece.ids), "seconds": loop.took})
-        if best and step % len(pieces) == 0 and best.worse(loop.measure(probes).get("held_out")):
+        if best and step % len(pieces) == 0 and best.worse(measure(model, probes).get("held_out")):
             loop.stopped = "early"
             break
-    after = loop.measure(probes) if loop.losses and loop.stopped not in BROKEN else {}
-    worse = [name for name in after if _worse(before[name], after[name], config.guard)]
+    after = measure(model, probes) if loop.losses and loop.stopped not in BROKEN else {}
+    worse = any(_worse(before[name], after[name], config.guard) for name in after)
     stopped: Stopped = "worse" if worse else loop.stopped or "completed"
     return TrainingReport(
         losses=tuple(loop.losses),
@@ -150,17 +151,6 @@ class _Loop:
         self.adapter.clear()
         return None
 
-    @torch.no_grad()
-    def measure(self, probes: Mapping[str, Sequence[Example]]) -> dict[str, float]:
-        """Nats a token of each probe, as things are."""
-        found = {}
-        for name, examples in probes.items():
-            wanted = [len(example.ids) - example.start for example in examples]
-            losses = [_loss(self.model, example).item() for example in examples]
-            nats = sum(loss * n for loss, n in zip(losses, wanted, strict=True))
-            found[name] = nats / sum(wanted)
-        return found
-
 
 class _Best:
     """The best of several passes, by how well what was held out is predicted."""
@@ -179,6 +169,43 @@ class _Best:
         self._loss = loss
         self._kept.copy_(self._weights)
         return False
+
+
+def checked(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    report: TrainingReport,
+    probes: Mapping[str, Sequence[Example]],
+    guard: float | None,
+) -> TrainingReport:
+    """The report of an adapter that was trained before, after a look at other probes.
+
+    Args:
+        model: In evaluation mode.
+        adapter: Its weights as they were trained; it need not be attached.
+        report: Of its training.
+        probes: Of this question.
+        guard: How much worse they may be with the adapter; see `TrainingConfig`.
+    """
+    before = measure(model, probes)
+    with adapter.attached():
+        after = measure(model, probes)
+    report = replace(report, probes={name: (before[name], after[name]) for name in before})
+    if any(_worse(before[name], after[name], guard) for name in before):
+        return replace(report, stopped="worse", adapter_used=False)
+    return report
+
+
+@torch.no_grad()
+def measure(model: PreTrainedModel, probes: Mapping[str, Sequence[Example]]) -> dict[str, float]:
+    """Nats a token of each probe, as things are."""
+    found = {}
+    for name, examples in probes.items():
+        wanted = [len(example.ids) - example.start for example in examples]
+        losses = [_loss(model, example).item() for example in examples]
+        nats = sum(loss * n for loss, n in zip(losses, wanted, strict=True))
+        found[name] = nats / sum(wanted)
+    return found
 
 
 def _worse(before: float, after: float, guard: float | None) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
 
 from sift_rag.weighing import Weigh
 
@@ -23,6 +23,9 @@ Stopped = Literal[
 
 BROKEN = ("non_finite", "diverged", "worse", "out_of_memory")
 """Ends after which the adapter would do harm."""
+
+Fallback = Literal["stuff", "closed_book"]
+"""How to answer after such an end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +52,18 @@ class TrainingConfig:
         max_seconds: No step is begun that would end after so long, by the longest so far; what was
             learnt until then is used. None has no limit.
         guard: How much worse the probes may be predicted after training, as a share of what they
-            were before, before the adapter is not used. None does not look.
+            were before, before the adapter is not used. None does not look. Probes are the
+            question's own words, ends of long passages, what a `Pipeline` found beside the
+            selected passages, and canaries.
+        canary: Texts that the model has to go on predicting as well: probes of your own. Such as
+            what it must still be able to say; of the passages' subject, as training on any text
+            makes others less likely.
+        fallback: How to answer where training broke or the guard undid it: "stuff" puts the
+            passages into the prompt, "closed_book" leaves them out.
         early_stop: Whether the training ends when a pass through the texts makes the held-out
-            slices worse; the best pass is kept.
+            slices worse; the best pass is kept. Without such slices it does nothing.
         held_out: Share of each long text that is not trained on but held out as a probe: only
-            where that is 16 tokens or more.
+            where that is 16 tokens or more, and the objective is "text", without `weigh`.
         objective: What is learnt of the passages: "text", their own words; "qa", questions on them
             too; "distill", what the base answers with them in its context; "leave_one_out", each
             after the others; or a function, see `sift_rag.objectives`.
@@ -66,8 +76,8 @@ class TrainingConfig:
 
     Raises:
         ValueError: If a value is out of range.
-        TypeError: If `target_modules` is no string and no sequence of strings, or the objective or
-            weigh no function.
+        TypeError: If `target_modules` or `canary` is no string and no sequence of strings, or the
+            objective or weigh no function.
     """
 
     rank: int = 16
@@ -81,6 +91,8 @@ class TrainingConfig:
     seed: int = 0
     max_seconds: float | None = None
     guard: float | None = 0.05
+    canary: str | tuple[str, ...] = ()
+    fallback: Fallback = "stuff"
     early_stop: bool = False
     held_out: float = 0.1
     objective: str | Callable[..., Any] = "text"
@@ -107,6 +119,10 @@ class TrainingConfig:
             raise TypeError(f"objective is {self.objective!r}; it must be a name or a function.")
         if not (self.weigh is None or callable(self.weigh)):
             raise TypeError(f"weigh is {self.weigh!r}; it must be a function or None.")
+        if self.fallback not in get_args(Fallback):
+            allowed = ", ".join(get_args(Fallback))
+            raise ValueError(f"fallback is {self.fallback!r}; it must be one of {allowed}.")
+        object.__setattr__(self, "canary", _texts(self.canary))
         if not isinstance(self.target_modules, str):
             object.__setattr__(self, "target_modules", _names(self.target_modules))
 
@@ -153,6 +169,21 @@ class TrainingReport:
     note: str = ""
     length: int = 0
 
+    def plain(self) -> dict[str, Any]:
+        """As data for JSON."""
+        probes = {name: list(measured) for name, measured in self.probes.items()}
+        return asdict(self) | {"losses": list(self.losses), "probes": probes}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> TrainingReport:
+        """What `plain` gave, maybe through JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: It did not.
+        """
+        probes = {name: (before, after) for name, (before, after) in plain["probes"].items()}
+        return cls(**{**plain, "losses": tuple(plain["losses"]), "probes": probes})
+
 
 def _plain(value: Any) -> Any:
     if callable(value):
@@ -172,6 +203,16 @@ def _check_count(name: str, value: object, least: int) -> None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    given = (value,) if isinstance(value, str) else value
+    texts = tuple(given) if isinstance(given, list | tuple) else (None,)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"canary is {value!r}; it must be a text or a list of texts.")
+    if not all(text.strip() for text in texts):
+        raise ValueError("canary holds an empty text: leave it out.")
+    return texts
 
 
 def _names(value: object) -> tuple[str, ...]:

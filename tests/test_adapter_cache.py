@@ -228,7 +228,7 @@ def test_tensors_are_taken_as_they_come() -> None:
         (np.zeros(0), {}, "not empty row"),
         (np.array([1.0, np.nan]), {}, "NaN or infinite"),
         (np.array([1e300]), {}, "NaN or infinite"),
-        (np.ones(2), {"config": object()}, "no plain data .*asdict"),
+        (np.ones(2), {"config": object()}, "no plain data .*report.plain"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
@@ -1029,7 +1029,7 @@ def test_a_trainings_report_comes_back(tmp_path: Path) -> None:
         probes={"question": (1.0, None)},
     )
     for cache in (AdapterCache(), AdapterCache(folder=tmp_path)):
-        cache.put(key(), weights(), PASSAGES, asdict(report))
+        cache.put(key(), weights(), PASSAGES, report.plain())
         found = cache.find(key())
         assert found is not None
         known = found.report | {

@@ -66,6 +66,30 @@ class TestCache:
         engine.answer("What colour is it?", PASSAGES, mode="both")
         assert cache.hits == 1
 
+    def test_the_guard_looks_at_another_question_before_a_kept_adapter_is_used(
+        self, tokenizer: Any
+    ) -> None:
+        config = replace(TRAINING, guard=0.0, epochs=20)
+        cache = AdapterCache()
+        with Engine(
+            build(), tokenizer, training=config, max_new_tokens=8, adapter_cache=cache
+        ) as engine:
+            passages = ["a" * 40]
+            for question, hit, used in (
+                ("aaaaa", "miss", True),
+                ("Who? Tom!", "hit", False),
+                ("aaaaa", "hit", True),
+            ):
+                answer = engine.answer(question, passages, mode="train", reference="Tom")
+                report = answer.training
+                assert report is not None
+                assert (report.cache, report.adapter_used) == (hit, used)
+                assert (report.stopped == "worse") == ("Training was undone" in answer.note)
+                stuffed = engine.answer(question, passages, mode="stuff", reference="Tom")
+                assert answer.score is not None
+                assert stuffed.score is not None
+                assert (answer.score.nats == stuffed.score.nats) == (not used)
+
     @pytest.mark.parametrize(
         "change",
         [
@@ -224,6 +248,41 @@ class TestHarm:
         assert (answer.training.stopped, answer.training.adapter_used) == ("worse", False)
         assert f"question {after:.2f}, was {before:.2f} nats a token" in answer.note
         assert answer.text == engine.answer("Who? Tom!", noise).text
+
+    def test_the_fallback_may_be_the_model_alone(self, engine: Engine) -> None:
+        strict = replace(TRAINING, guard=0.0, epochs=20, fallback="closed_book")
+        noise = ["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
+        alone = engine.answer("Who? Tom!", mode="closed_book")
+        for mode in ("train", "both"):
+            answer = engine.answer("Who? Tom!", noise, mode=mode, training=strict)
+            assert (answer.text, answer.documents) == (alone.text, ())
+            assert "the answer comes from the model alone" in answer.note
+
+    def test_a_prompt_of_the_callers_own_stays_where_that_is_the_fallback(
+        self, engine: Engine
+    ) -> None:
+        noise = ["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
+        said: Any = {"prompt": "Who? Tom!", "fallback_prompt": "Read: aaaa. Who? Tom!"}
+        for fallback, words in (("stuff", "fallback_prompt"), ("closed_book", "prompt")):
+            strict = replace(TRAINING, guard=0.0, epochs=20, fallback=fallback)
+            answer = engine.answer("Who? Tom!", noise, mode="train", training=strict, **said)
+            assert answer.training is not None
+            assert answer.training.stopped == "worse"
+            alone = engine.answer("Who? Tom!", mode="closed_book", prompt=said[words])
+            assert answer.text == alone.text
+
+    @pytest.mark.parametrize("name", ["canary", "beside", "question_end"])
+    def test_more_probes_than_the_question(self, engine: Engine, name: str) -> None:
+        """Training on "aaa" makes other words less likely: each probe by itself undoes it."""
+        words = "Who? Tom! " * 4
+        config = replace(TRAINING, guard=0.0, epochs=20, learning_rate=0.1)
+        config = replace(config, canary=words if name == "canary" else ())
+        question = "a" * 40 + words * (name == "question_end")
+        beside = [words] * (name == "beside")
+        answer = engine.answer(question, ["a" * 40], mode="train", training=config, beside=beside)
+        assert answer.training is not None
+        worse = [n for n, (before, after) in answer.training.probes.items() if after > before]
+        assert (worse, answer.training.stopped) == ([name], "worse")
 
     def test_where_memory_is_short_the_texts_are_cut(self, model: Any, tokenizer: Any) -> None:
         """The model's memory ends at 140 tokens: the second window fits."""

@@ -15,7 +15,18 @@ from conftest import build, byte_tokenizer
 from evidence_data import SHORTEST, copied, passages, tasks
 from evidence_figures import UNDONE, Evidence
 from evidence_report import claims
-from evidence_ways import BASE, COPIES, HEAD, NEAREST, PAPER, REPEATED, SIFT, at_random, trained
+from evidence_ways import (
+    ADAPTIVE,
+    BASE,
+    COPIES,
+    HEAD,
+    NEAREST,
+    PAPER,
+    REPEATED,
+    SIFT,
+    at_random,
+    trained,
+)
 from numpy.typing import NDArray
 
 from sift_rag.cases import Case, Reply, Row
@@ -74,9 +85,11 @@ def test_end_to_end_and_on_from_the_run_files(made: Path, tmp_path: Path) -> Non
     shown = "\n".join(evidence.text(args, Letters()))
     assert "* SIFT below nearest, 20 steps" in shown
     assert f"| {trained(REPEATED, HEAD)} |" in shown
+    assert "* The alpha rule spends steps where they pay: not shown. " in shown
+    assert "* Both at or above the better of stuff and train: " in shown
     (run,) = tmp_path.glob("*.jsonl")
     rows = [line for line in run.read_text().splitlines() if '"kind": "row"' in line]
-    assert len(rows) == 2 * (1 + len(COPIES) + 3)  # base; stuffed twice, and both
+    assert len(rows) == 2 * (1 + len(COPIES) + 4)  # base; stuffed twice, both, the alpha rule
     assert (tmp_path / "toy-copies.md").exists()
 
     before = run.stat().st_size
@@ -168,6 +181,23 @@ def test_uncertainty_and_gain() -> None:
     assert found.pooled == pytest.approx(1.0)
     assert found.within == pytest.approx(1.0)
     assert found.n == 4
+
+
+def test_the_alpha_rule_against_the_same_steps_for_all() -> None:
+    whole = figures()
+    part = comparison(
+        HEAD,
+        BITS | {ADAPTIVE: [1.9, 2.9, 2.3, 3.5], trained(REPEATED, HEAD): [3.0] * 4},
+        [0.1, 0.3, 0.2, 0.4],
+    )
+    rows = [
+        replace(row, reply=replace(row.reply, documents=(Document("a"),) * (3 * (i % 4) + 10)))
+        if row.way == ADAPTIVE and row.reply
+        else row
+        for i, row in enumerate(part.rows)
+    ]
+    shown = "\n".join(claims(replace(whole, parts=[replace(part, rows=tuple(rows))])))
+    assert "10 to 19 steps, 14.5 on average: 2.650; 20 for all: 2.750 bits a byte" in shown
 
 
 def test_steps_that_do_harm() -> None:

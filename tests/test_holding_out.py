@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sift_rag.candidates import Index
+from sift_rag.candidates import NEAR_COPY, Index
 from sift_rag.choosing import approximate_tokens
 from sift_rag.documents import Document
 from sift_rag.embeddings import Kind
-from sift_rag.holding_out import NEAR_COPY, held_out
+from sift_rag.holding_out import held_out
 
 WORDS = "one two three four five six seven eight nine ten eleven twelve".split()
 

@@ -22,7 +22,8 @@ from sift_rag import (
     nearest,
     sift,
 )
-from sift_rag.documents import content_hash
+from sift_rag.candidates import Candidates
+from sift_rag.documents import as_documents, content_hash
 from sift_rag.events import Event
 from sift_rag.pipeline import retrieve
 
@@ -122,6 +123,37 @@ def test_a_callback_may_change_the_work_before_it_starts(index: Index, engine: E
     assert answer.documents == found.documents
     assert answer.training is not None
     assert answer.training.steps == 3
+
+
+def test_the_guard_gets_what_was_found_beside_the_picks(index: Index, engine: Engine) -> None:
+    """The nearest that were not picked; no copies of what was."""
+    texts = ["The crane Mib is red.", "The crane Mib is tall.", "The pump Zot is blue."]
+    rows = np.array([[1, 0, 0], [0.999, 0.04, 0], [0.8, 0.6, 0], [0.6, 0, 0.8]], np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    found = Candidates(
+        query=np.array([1, 0, 0], np.float32),
+        documents=tuple(as_documents([*texts, "The lift is old."])),
+        embeddings=rows,
+        scores=rows[:, 0].astype(np.float64),
+        positions=np.arange(4),
+    )
+    guarded = replace(engine.training, guard=1e3)
+    pipeline = Pipeline(index, engine, select=nearest, k=1, mode="train", training=guarded)
+    probes = []
+    for options in ({}, {"beside": []}, {"beside": ["The lift is old."]}):
+        answer = pipeline.answer("Which crane?", candidates=found, **options)
+        assert answer.training is not None
+        probes.append(answer.training.probes.get("beside"))
+    own = engine.answer(
+        "Which crane?",
+        texts[:1],
+        mode="train",
+        training=guarded,
+        beside=["The pump Zot is blue.", "The lift is old."],
+    )
+    assert own.training is not None
+    assert probes[0] == own.training.probes["beside"] != probes[2]
+    assert probes[1] is None
 
 
 def test_a_callback_may_stop_training(index: Index, engine: Engine) -> None:

@@ -58,6 +58,18 @@ class TestConfig:
         with pytest.raises(TypeError, match="target_modules is"):
             TrainingConfig(target_modules=targets)
 
+    def test_canaries_are_texts(self) -> None:
+        assert TrainingConfig(canary="Say this.").canary == ("Say this.",)
+        with pytest.raises(TypeError, match="canary is 3; it must be a text or a list of texts"):
+            TrainingConfig(canary=3)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="canary holds an empty text"):
+            TrainingConfig(canary=("a", " "))
+
+    def test_a_fallback_is_a_way_to_answer_without_training(self) -> None:
+        said = "fallback is 'train'; it must be one of stuff, closed_book"
+        with pytest.raises(ValueError, match=said):
+            TrainingConfig(fallback="train")  # type: ignore[arg-type]
+
     @pytest.mark.parametrize(
         "config", [TrainingConfig(), replace(CONFIG, steps=7, target_modules=("q_proj", "v_proj"))]
     )

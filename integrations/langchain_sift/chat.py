@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import (
@@ -289,8 +288,7 @@ def _about(answer: Answer, model: str) -> dict[str, Any]:
         "timings": dict(answer.timings),
     }
     if answer.training:
-        report = asdict(answer.training)
-        about["training"] = report | {"losses": list(report["losses"])}
+        about["training"] = answer.training.plain()
     return about | ({"note": answer.note} if answer.note else {})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt
@@ -264,8 +263,7 @@ def _about(answer: Answer, model: str) -> dict[str, Any]:
         "usage": {**answer.usage, "total_tokens": read + written},
     }
     if answer.training:
-        report = asdict(answer.training)
-        about["training"] = report | {"losses": list(report["losses"])}
+        about["training"] = answer.training.plain()
     return about | ({"note": answer.note} if answer.note else {})
 
 
