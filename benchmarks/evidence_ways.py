@@ -85,7 +85,7 @@ def ways(engine: Engine, index: Index, steps: int, level: str) -> dict[str, Any]
         )
 
     # What was undone is then the base, which all is held against. One step for each pick.
-    training = replace(engine.training, epochs=1, fallback="closed_book")
+    training = replace(engine.training, epochs=1, beside=2, fallback="closed_book")
     made: dict[str, Any] = {BASE: BASE}
     for selector in selectors(steps, level):
         made[trained(selector, steps)] = pipeline(selector, "train", steps)

@@ -58,7 +58,8 @@ class Options(TypedDict, total=False):
         tenant: Whose passages they are: no two tenants share an adapter of the cache.
         export: A folder that the adapter is written to, as peft does, where one is used.
         beside: Passages on the same subject that are not trained on: where training makes them
-            less likely, it went too far, and the guard undoes it. A `Pipeline` gives some.
+            less likely than the guard allows, it is undone. A `Pipeline` gives as many of what it
+            found as `TrainingConfig.beside` says.
     """
 
     training: TrainingConfig | None

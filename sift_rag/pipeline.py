@@ -19,8 +19,6 @@ from sift_rag.selection import Selection, Selector, Stop, sift
 from sift_rag.situation import look
 from sift_rag.training import TrainingConfig
 
-_BESIDE = 2  # passages for the guard: a third finds little more, and each is read twice
-
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
@@ -229,7 +227,9 @@ class Pipeline:
         emit(self.callbacks, "on_selection", control, _announced(found, route))
         call["documents"] = found.documents
         if call["mode"] in ("train", "both") and "beside" not in options:
-            call["beside"] = _beside(found)
+            training = options.get("training") or control.training or self.engine.training
+            n = training.beside if isinstance(training, TrainingConfig) else 0  # told by the engine
+            call["beside"] = _beside(found, n)
         return _Asked(question, call, found, route)
 
     def _routed(
@@ -254,14 +254,16 @@ class Pipeline:
         )
 
 
-def _beside(found: Retrieved) -> list[Document]:
-    """The nearest candidates that were not picked and are no copies of what was."""
+def _beside(found: Retrieved, n: int) -> list[Document]:
+    """The nearest n candidates that were not picked and are no copies of what was."""
+    if not n:
+        return []
     rows = np.asarray(found.candidates.embeddings)  # (n, d)
     picked = rows[np.unique(found.selection.indices)]  # (at most k, d)
     if not len(picked):
         return []
     others = np.flatnonzero((rows @ picked.T).max(axis=1) < NEAR_COPY)
-    return [found.candidates.documents[i] for i in others[:_BESIDE]]
+    return [found.candidates.documents[i] for i in others[:n]]
 
 
 def _checked(mode: str, options: Mapping[str, Any]) -> Mode | Literal["auto"]:

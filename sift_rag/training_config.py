@@ -53,8 +53,11 @@ class TrainingConfig:
             learnt until then is used. None has no limit.
         guard: How much worse the probes may be predicted after training, as a share of what they
             were before, before the adapter is not used. None does not look. Probes are the
-            question's own words, ends of long passages, what a `Pipeline` found beside the
-            selected passages, and canaries.
+            question's own words, ends of long passages, `beside` and `canary`.
+        beside: How many of the nearest passages that a `Pipeline` found and did not select are
+            probes too. For text that is to go on as the passages do, 2 found half of the harm that
+            the other probes missed. None by default: facts learnt by heart make their neighbours
+            less likely, and are right all the same.
         canary: Texts that the model has to go on predicting as well: probes of your own. Such as
             what it must still be able to say; of the passages' subject, as training on any text
             makes others less likely.
@@ -91,6 +94,7 @@ class TrainingConfig:
     seed: int = 0
     max_seconds: float | None = None
     guard: float | None = 0.05
+    beside: int = 0
     canary: str | tuple[str, ...] = ()
     fallback: Fallback = "stuff"
     early_stop: bool = False
@@ -104,7 +108,8 @@ class TrainingConfig:
         for name in ("rank", "epochs", "steps"):
             _check_count(name, getattr(self, name), 1)
         _check_count("window", self.window, 2)  # the second token is the first that has a loss
-        _check_count("seed", self.seed, 0)
+        for name in ("seed", "beside"):
+            _check_count(name, getattr(self, name), 0)
         for name, most in (("alpha", 1e6), ("learning_rate", 1.0), ("max_grad_norm", 1e6)):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value <= most:

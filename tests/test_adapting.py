@@ -281,7 +281,8 @@ class TestHarm:
         beside = [words] * (name == "beside")
         answer = engine.answer(question, ["a" * 40], mode="train", training=config, beside=beside)
         assert answer.training is not None
-        worse = [n for n, (before, after) in answer.training.probes.items() if after > before]
+        probes = answer.training.probes.items()
+        worse = [n for n, (before, after) in probes if after is not None and after > before]
         assert (worse, answer.training.stopped) == ([name], "worse")
 
     def test_where_memory_is_short_the_texts_are_cut(self, model: Any, tokenizer: Any) -> None:

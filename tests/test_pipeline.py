@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,10 +138,11 @@ def test_the_guard_gets_what_was_found_beside_the_picks(index: Index, engine: En
         scores=rows[:, 0].astype(np.float64),
         positions=np.arange(4),
     )
-    guarded = replace(engine.training, guard=1e3)
+    guarded = replace(engine.training, guard=1e3, beside=2)
     pipeline = Pipeline(index, engine, select=nearest, k=1, mode="train", training=guarded)
     probes = []
-    for options in ({}, {"beside": []}, {"beside": ["The lift is old."]}):
+    calls: list[dict[str, Any]] = [{}, {"beside": []}, {"beside": ["The lift is old."]}]
+    for options in calls:
         answer = pipeline.answer("Which crane?", candidates=found, **options)
         assert answer.training is not None
         probes.append(answer.training.probes.get("beside"))
