@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Literal
 
@@ -125,6 +125,7 @@ class Answerer:
 
     def answer(self, request: Request, job: Job[Answer]) -> Answer:
         """Adapt, prompt, generate."""
+        given, request = request, self._plain(request)
         timings = {"queue": time.perf_counter() - job.submitted}
         with self._adapted(request, job, timings) as report:
             with _timed(timings, "prompt"):
@@ -143,13 +144,15 @@ class Answerer:
                 job.check()
             score, unscored = self._score_beside(request, report)
         learnt = report is not None and report.adapter_used
-        notes = (report.note if report else "", _note(report, _fallback(request)), unscored)
+        trained = (report.note if report else "", _note(report, _fallback(request)))
+        notes = (_broken_up(given, request), *trained, unscored)
+        as_given = dict(zip(request.documents, given.documents, strict=True)).__getitem__
         answer = Answer(
             text=generated.text,
             mode=request.mode,
-            question=request.question,
-            documents=request.documents if learnt else prompt.documents,
-            left_out=prompt.left_out,
+            question=given.question,
+            documents=given.documents if learnt else tuple(map(as_given, prompt.documents)),
+            left_out=tuple(map(as_given, prompt.left_out)),
             timings=timings,
             usage={
                 "prompt_tokens": len(ids),
@@ -167,9 +170,25 @@ class Answerer:
 
     def score(self, request: Request, reference: str, job: Job[Score]) -> Score:
         """Adapt, prompt, and see how well the reference is predicted."""
+        request = self._plain(request)
         self._reference(reference)  # an error before the training, not after it
         with self._adapted(request, job, {}) as report:
             return self._score(request, reference, report)
+
+    def _plain(self, request: Request) -> Request:
+        """The request without special tokens of the model in what it has from elsewhere."""
+
+        def plain(documents: tuple[Document, ...]) -> tuple[Document, ...]:
+            texts = [self.lm.plain(document.text) for document in documents]
+            pairs = zip(documents, texts, strict=True)
+            return tuple(d if d.text == text else replace(d, text=text) for d, text in pairs)
+
+        return replace(
+            request,
+            question=self.lm.plain(request.question),
+            documents=plain(request.documents),
+            beside=plain(request.beside),
+        )
 
     def _score_beside(
         self, request: Request, report: TrainingReport | None
@@ -275,6 +294,14 @@ def _announcer(request: Request, job: Job[Any]) -> Callable[[str], None]:
 
 def _failed(report: TrainingReport | None) -> bool:
     return report is not None and report.stopped in BROKEN
+
+
+def _broken_up(given: Request, plain: Request) -> str:
+    pairs = zip(given.documents, plain.documents, strict=True)
+    if not (changed := sum(a.text != b.text for a, b in pairs)):
+        return ""
+    held = "1 passage holds" if changed == 1 else f"{changed} passages hold"
+    return f"{held} special tokens of the model, which were read as plain text."
 
 
 def _fallback(request: Request) -> Fallback:

@@ -1,6 +1,7 @@
 """Causal language models: continue a prompt piece by piece, score a text."""
 
 import inspect
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,11 +46,13 @@ class LanguageModel:
     eos: tuple[int, ...] = field(init=False)
     _before: tuple[int, ...] = field(init=False, repr=False)
     _after: tuple[int, ...] = field(init=False, repr=False)
+    _special: re.Pattern[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_causal(self.model.config, self.model.config.name_or_path or type(self.model))
         object.__setattr__(self, "context", context_limit(self.model.config, self.tokenizer))
         object.__setattr__(self, "eos", _eos(self.model, self.tokenizer))
+        object.__setattr__(self, "_special", _special(self.tokenizer))
         # What the tokenizer puts around a text (BOS, maybe EOS), found by asking it.
         plain, whole = self._encode("a"), self._encode("a", add_special_tokens=True)
         start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
@@ -60,23 +63,36 @@ class LanguageModel:
         """Token ids of a prompt: BOS where the tokenizer adds one, never an EOS.
 
         Text is one turn of the user. Without a chat template, the contents of several turns follow
-        each other, a blank line between two.
+        each other, a blank line between two, and text is taken word for word. Turns are `plain`.
 
         Raises:
             ValueError: The chat template refuses the roles or their order.
         """
         if self.chat and self.tokenizer.chat_template:
             messages = [{"role": "user", "content": said}] if isinstance(said, str) else said
-            return self._templated([dict(message) for message in messages])
-        text = said if isinstance(said, str) else "\n\n".join(turn["content"] for turn in said)
+            return self._templated(
+                [{**message, "content": self.plain(message["content"])} for message in messages]
+            )
+        turns = [] if isinstance(said, str) else [self.plain(turn["content"]) for turn in said]
+        text = said if isinstance(said, str) else "\n\n".join(turns)
         return [*self._before, *self._encode(text)]
 
+    def plain(self, text: str) -> str:
+        """The text with a space inside each of the model's special tokens.
+
+        A passage that holds "<|im_end|>" would otherwise end the turn that it stands in, and say
+        the rest in another's name.
+        """
+        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
     def size(self) -> ModelSize:
-        """How large the model is."""
+        """How large the model is; weights that are packed count as what they stand for."""
         config = self.model.config.get_text_config()
         seen, table = 0, self.model.get_input_embeddings()
         for parameter in self.model.parameters():
             seen += parameter.numel()
+        for layer in self.model.modules():
+            seen += _packed(layer)
         if not config.tie_word_embeddings and isinstance(table.weight, torch.Tensor):
             seen -= table.weight.numel()  # looked up, not multiplied
         return ModelSize(seen, int(config.num_hidden_layers), int(config.hidden_size))
@@ -318,6 +334,23 @@ def _greedy(lm: LanguageModel, max_new_tokens: int) -> GenerationConfig:
         eos_token_id=list(lm.eos) or None,
         pad_token_id=pad if pad is not None else (lm.eos or (0,))[0],
     )
+
+
+def _packed(layer: torch.nn.Module) -> int:
+    """Weights of a quantised layer beyond the numbers that it holds: of 4 bits two are in one."""
+    stands_for = getattr(layer, "in_features", 0) * getattr(layer, "out_features", 0)
+    if not stands_for or any(layer.children()):
+        return 0
+    own = dict(layer.named_parameters(recurse=False))
+    return max(0, stands_for - sum(own[name].numel() for name in own if name != "bias"))
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Finds what the tokenizer takes for a special token wherever it stands in a text."""
+    added = tokenizer.added_tokens_decoder.values()
+    names = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+    longest = sorted((re.escape(name) for name in names if len(name) > 1), key=len, reverse=True)
+    return re.compile("|".join(longest) or r"(?!)")  # of none: what is never found
 
 
 def keeps_logits(model: PreTrainedModel) -> bool:
