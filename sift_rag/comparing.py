@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from random import Random
@@ -118,9 +119,9 @@ def compare(
     )
     measured = measures.resolve(metrics, cases)
     header = _header(cases, asked, engine, index, options)
-    with runs.writing(out) as log:
+    with runs.writing(out) as log, _progress(options.get("progress"), len(cases)) as progress:
         log.start(header, cases, [_described(metric) for metric in measured])
-        _Run(cases, asked, measured, log, options).work()
+        _Run(cases, asked, measured, log, options).work(progress)
         return Comparison.of(log)
 
 
@@ -139,19 +140,18 @@ class _Run:
         self.seed = options.get("seed", 0)
         self.retry = options.get("retry_failed", False)
         self.limit = options.get("max_seconds")
-        self.progress = _progress(options.get("progress"), len(cases))
         self.began = time.monotonic()
         self.answered = any(row.reply for row in log.rows.values())
         self.warm = False
 
-    def work(self) -> None:
+    def work(self, progress: Progress) -> None:
         """Ask what is not there yet, until the time is over."""
         for done, case in enumerate(self.cases, 1):
             if left := [way for way in self._order(case) if not self._complete(case, way)]:
                 if self.limit is not None and time.monotonic() - self.began >= self.limit:
                     break
                 self._ask(case, left)
-            self.progress(done, len(self.cases))
+            progress(done, len(self.cases))
 
     def _order(self, case: Case) -> list[str]:
         """The ways in an order of the question's own, the same one when a run is gone on with."""
@@ -257,18 +257,18 @@ def _given(options: Options, *names: str) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in names}
 
 
-def _progress(wanted: Progress | bool | None, total: int) -> Progress:
+@contextmanager
+def _progress(wanted: Progress | bool | None, total: int) -> Iterator[Progress]:
     if callable(wanted):
-        return wanted
-    if not wanted:
-        return lambda done, total: None
-    from tqdm.auto import tqdm  # comes with the model's libraries
+        yield wanted
+    elif not wanted:
+        yield lambda done, total: None
+    else:
+        from tqdm.auto import tqdm  # comes with the model's libraries
 
-    bar = tqdm(total=total, desc="Comparing", unit="question")
+        with tqdm(total=total, desc="Comparing", unit="question") as bar:
+            yield lambda done, total: _move(bar, done)
 
-    def update(done: int, total: int) -> None:
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
 
-    return update
+def _move(bar: Any, done: int) -> None:
+    bar.update(done - bar.n)

@@ -248,6 +248,19 @@ def test_a_bar_can_be_had(capsys: pytest.CaptureFixture[str]) -> None:
     assert "3/3" in capsys.readouterr().err
 
 
+def test_a_bar_is_closed_where_the_run_is_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    """Else what is written next stands behind it, on its line."""
+
+    def way(case: Case) -> str:
+        if case is CASES[1]:
+            raise KeyboardInterrupt
+        return "yes"
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(CASES[:3], {"way": way}, progress=True)
+    assert capsys.readouterr().err.endswith("\n")
+
+
 def test_the_ways_take_turns_in_being_first() -> None:
     first: list[str] = []
     last: list[str] = []
