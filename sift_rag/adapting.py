@@ -114,15 +114,19 @@ class Adapting:
         adapter.weights.data.copy_(torch.from_numpy(found.weights))
         if config.guard is None or asked == content_hash(request.question):
             return report
-        probes = self._probes(request, config, [])
+        probes = self._probes(request, self._fitting(config, adapter), [])
         return checked(self.lm.model, adapter, report, probes, config.guard)
+
+    def _fitting(self, config: TrainingConfig, adapter: Adapter) -> TrainingConfig:
+        """With a window that the model's context has room for."""
+        return replace(config, window=min(config.window, self.lm.context - adapter.length))
 
     def _trained(
         self, request: Request, config: TrainingConfig, adapter: Adapter, job: Job[Any]
     ) -> TrainingReport:
         """Train, and keep what came of it."""
         began, asked_for = time.perf_counter(), config
-        config = replace(config, window=min(config.window, self.lm.context - adapter.length))
+        config = self._fitting(config, adapter)
         texts, slices, note = self._texts(request, config, job)
         if config.max_seconds is not None:  # making the examples counts
             left = config.max_seconds - (time.perf_counter() - began)

@@ -155,9 +155,9 @@ class TrainingReport:
             was cancelled, and where no step was taken.
         probes: By name, nats a token of what was not trained on, before and after; after is None
             where the training broke first.
-        cache: "hit" where an adapter was there already, and this tells how it was trained then, for
-            the question of then;
-            "miss" where it was looked for; None where there is no cache.
+        cache: "hit" where an adapter was there already, and this tells how it was trained then; for
+            another question the guard has looked at its probes. "miss" where it was looked for;
+            None where there is no cache.
         note: What went another way than asked for, in sentences; mostly empty.
         length: Tokens of the model's context that the adapter takes: none but for a prefix.
     """

@@ -75,7 +75,8 @@ class TestCache:
     def test_the_guard_looks_at_another_question_before_a_kept_adapter_is_used(
         self, tokenizer: Any
     ) -> None:
-        config = replace(TRAINING, guard=0.0, epochs=20)
+        canary = "a" * 600  # longer than the model's context
+        config = replace(TRAINING, guard=0.0, epochs=20, canary=canary)
         cache = AdapterCache()
         with Engine(
             build(), tokenizer, training=config, max_new_tokens=8, adapter_cache=cache
