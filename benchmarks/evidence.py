@@ -1,6 +1,6 @@
 """Does training on selected passages pay, on real texts? SIFT against what it is measured against.
 
-    python benchmarks/evidence.py --runs RUNS --write      # benchmarks/results/evidence.md
+    python benchmarks/evidence.py --runs RUNS --write      # benchmarks/results/evidence-MODEL.md
 
 Bits a byte of the second half of a passage, given its first half, by domain. The passage is held
 out with its copies, the other passages of the domain are the corpus, all-MiniLM-L6-v2 finds its
@@ -59,12 +59,11 @@ def asked(model: Engine, name: str, task: Task, steps: int, args: argparse.Names
     )
 
 
-def measured(args: argparse.Namespace, embedder: Embedder) -> Iterator[Evidence]:
-    """What came of each model at each level of redundancy."""
-    found = {name: passages(name, args.corpus + args.passages, args.data) for name in args.domains}
-    for name in args.models:
-        model = engine(name, args.rate, args.data)
-        done: dict[str, list[Comparison]] = {level: [] for level in args.levels}
+def measured(name: str, args: argparse.Namespace, embedder: Embedder) -> Iterator[Evidence]:
+    """What came of a model at each level of redundancy."""
+    found = {each: passages(each, args.corpus + args.passages, args.data) for each in args.domains}
+    done: dict[str, list[Comparison]] = {level: [] for level in args.levels}
+    with engine(name, args.rate, args.data) as model:
         for steps in sorted(args.steps, key=lambda n: n != HEAD):  # the main table first
             for domain in args.domains:
                 made = tasks(
@@ -80,15 +79,14 @@ def measured(args: argparse.Namespace, embedder: Embedder) -> Iterator[Evidence]
                     done[task.level].append(asked(model, name, task, steps, args))
                     told = f"{name} {domain} {task.level} {steps} steps"
                     print(f"{told}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-        for level, comparisons in done.items():
-            yield Evidence(name, level, comparisons)
-        model.close()
+    for level, comparisons in done.items():
+        yield Evidence(name, level, comparisons)
 
 
-def text(args: argparse.Namespace, embedder: Embedder) -> Iterator[str]:
+def text(name: str, args: argparse.Namespace, embedder: Embedder) -> Iterator[str]:
     """The result's lines; the library's own reports lie beside the runs."""
-    evidence = list(measured(args, embedder))
-    yield "# Does training on selected passages pay?"
+    evidence = list(measured(name, args, embedder))
+    yield f"# Does training {name} on selected passages pay?"
     yield f"\n    {args.shown}\n"
     yield from machine("torch", "transformers", "peft", "sift-rag-ttt")
     yield load_average()
@@ -101,7 +99,7 @@ def text(args: argparse.Namespace, embedder: Embedder) -> Iterator[str]:
 
 def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; `--quick` fills in what was not said."""
-    parser = arguments("evidence.md", __doc__)
+    parser = arguments("evidence-MODEL.md", __doc__)
     parser.add_argument("--runs", type=Path, required=True, help="folder of what was asked")
     parser.add_argument("--domains", nargs="+", metavar="D", help="of the open data; all of them")
     parser.add_argument(
@@ -138,4 +136,6 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     options = parsed()
-    show("evidence.md", text(options, minilm()), write=options.write)
+    for model in options.models:
+        result = f"evidence-{Path(model).name}.md"
+        show(result, text(model, options, minilm()), write=options.write)

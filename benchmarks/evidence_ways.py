@@ -50,7 +50,7 @@ SELECTORS: dict[str, Callable[..., Selection]] = {
 }
 CURVES = (RANDOM, NEAREST, REPEATED, PAPER, SIFT)  # at every number of steps; the others at HEAD
 """Of SIFT the paper's setting, and the one that was best in results/training_selection.md."""
-COPIES = (NEAREST, REPEATED, PAPER, SIFT)  # where passages repeat
+COPIES = (NEAREST, REPEATED, PAPER, SIFT, RBF)  # where passages repeat
 ALPHA, MOST = 0.1, 50  # with this alpha the rule takes 19 steps on average, at most 50
 BOTH = f"both({SIFT}) {HEAD}"
 ADAPTIVE = f"train({PAPER}) alpha rule"

@@ -82,7 +82,7 @@ def options(made: Path, runs: Path, *more: str) -> Any:
 
 def test_end_to_end_and_on_from_the_run_files(made: Path, tmp_path: Path) -> None:
     args = options(made, tmp_path, "--levels", "copies")
-    shown = "\n".join(evidence.text(args, Letters()))
+    shown = "\n".join(evidence.text("toy", args, Letters()))
     assert "* SIFT below nearest, 20 steps" in shown
     assert f"| {trained(REPEATED, HEAD)} |" in shown
     assert "* The alpha rule spends steps where they pay: not shown. " in shown
@@ -94,7 +94,7 @@ def test_end_to_end_and_on_from_the_run_files(made: Path, tmp_path: Path) -> Non
 
     before = run.stat().st_size
     again = Letters()
-    repeated = "\n".join(evidence.text(args, again))
+    repeated = "\n".join(evidence.text("toy", args, again))
     assert run.stat().st_size == before
     assert again.seen == 0  # the vectors were kept too
     assert claims_of(repeated) == claims_of(shown)
