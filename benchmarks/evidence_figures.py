@@ -169,14 +169,21 @@ class Evidence:
         found = [row.reply.documents if row and row.reply else None for row in rows]
         return np.array([len(each) if each else math.nan for each in found], dtype=np.float64)
 
-    def guarded(self, *ways: str) -> Guard:
-        """What was undone, and what got worse all the same."""
+    @cached_property
+    def new(self) -> NDArray[np.bool_]:
+        """(n,) whether a case is of a domain that the model was not trained on."""
+        return np.array([(self.model, domain) not in SEEN for domain in self.domains])
+
+    def guarded(self, *ways: str, new: bool | None = None) -> Guard:
+        """What was undone, and what got worse all the same; of new domains, known ones, or all."""
+        inside = np.ones_like(self.new) if new is None else self.new == new
+        cases = {case.id for case, i in zip(self.pooled.cases, inside, strict=True) if i}
         undone = sum(
             row.reply.note.startswith(UNDONE)
             for row in self.pooled.rows
-            if row.reply and row.way in ways
+            if row.reply and row.way in ways and row.case in cases
         )
-        ratios = np.concatenate([self.ratio(way) for way in ways])
+        ratios = np.concatenate([self.ratio(way)[inside] for way in ways])
         ratios = ratios[~np.isnan(ratios)]
         worst = float(ratios.max(initial=0.0))
         return Guard(len(ratios), undone, int((ratios > ALLOWED).sum()), worst)

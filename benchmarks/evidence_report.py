@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from evidence_figures import ALLOWED, SEEN, Evidence
+from evidence_figures import ALLOWED, SEEN, Evidence, Guard
 from evidence_ways import (
     ADAPTIVE,
     BASE,
@@ -111,16 +111,22 @@ def targets(one: Evidence) -> Iterator[str]:
     for selector in settings(one):
         way = trained(selector, HEAD)
         shares = ", ".join(f"{name} {share:.3f}" for name, share in one.by_domain(way).items())
-        met, found = "met" if one.target(way) <= TARGET else "missed", one.guarded(way)
+        met = "met" if one.target(way) <= TARGET else "missed"
         yield (
             f"* {way}, of base: {shares}; mean of domains new to the model {one.target(way):.3f}, "
-            f"at most {TARGET:.2f} is {met}. After the guard, which undid {found.undone}: the "
-            f"worst passage {found.worst:.3f}, above {ALLOWED} {found.above} of {found.trainings}."
+            f"at most {TARGET:.2f} is {met}. {guard(one.guarded(way, new=True))}."
         )
-    found = one.guarded(*one.trained)
-    yield (
-        f"* All trained ways together: {found.undone} of {found.trainings} undone, {found.above} "
-        f"above {ALLOWED} of base all the same, the worst {found.worst:.3f}."
+    if not one.new.all():
+        found = one.guarded(*one.trained, new=False)
+        yield f"* All trained ways, on what the model was trained on: {guard(found)}."
+    yield f"* All trained ways, on new domains: {guard(one.guarded(*one.trained, new=True))}."
+
+
+def guard(found: Guard) -> str:
+    """What it did."""
+    return (
+        f"The guard undid {found.undone} of {found.trainings}; after it the worst passage has "
+        f"{found.worst:.3f} of base, and {found.above} have more than {ALLOWED}"
     )
 
 
