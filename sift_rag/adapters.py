@@ -22,7 +22,7 @@ from sift_rag.exporting import write_peft
 from sift_rag.injecting import Injected, linear_names
 from sift_rag.peft_settings import alpha_name, peft_config, peft_settings
 from sift_rag.prefixes import Prefix
-from sift_rag.quantised import check_gradients
+from sift_rag.quantised import check_gradients, check_kind
 
 _KEPT = 4  # adapters: most programs use one, a comparison a few
 
@@ -40,9 +40,9 @@ class Adapter:
         length: Tokens of the model's context that the adapter takes: none but for a prefix.
 
     Raises:
-        ValueError: If the settings name no layer of the model, or one that is not linear, or
-            the model lies on several devices or is quantised in a way that stops
-            gradients; or see `peft_settings`.
+        ValueError: If the settings name no layer or parameter of the model, or a layer that is not
+            linear, or the model lies on several devices or is quantised in a way that stops
+            gradients or that this kind of adapter cannot work on; or see `peft_settings`.
     """
 
     weights: nn.Parameter
@@ -65,8 +65,8 @@ class Adapter:
             )
         check_gradients(model)
         settings = peft_settings({"peft_type": "LORA"} if peft is None else peft)
-        if "layers_to_transform" in settings and target_modules == "all-linear":
-            target_modules = linear_names(model)  # peft wants names with it
+        check_kind(model, settings)
+        settings = _named(model, settings, target_modules)
         config = peft_config(settings, rank=rank, target_modules=target_modules)
         kind = Prefix if settings["peft_type"] == "PREFIX_TUNING" else Injected
         self._inside: Injected | Prefix = kind(model, config)
@@ -150,8 +150,8 @@ class Adapter:
 
         `peft.PeftModel.from_pretrained(base, folder)` loads it, whatever its kind. vLLM and SGLang
         load LoRA and rsLoRA (`--enable-lora`; vLLM's `--max-lora-rank` must be at least the rank)
-        of layers that they know; not DoRA, IA3, LoHa, LoKr, a prefix or lora_bias, and vLLM no
-        rank_pattern or alpha_pattern.
+        of layers that they know; not DoRA, IA3, LoHa, LoKr, a prefix, target_parameters or
+        lora_bias, and vLLM no rank_pattern or alpha_pattern.
 
         Args:
             folder: A new path, an empty folder, or one that an adapter was exported to before:
@@ -184,6 +184,20 @@ class Adapter:
         config |= self._inside.saved()
         config |= {"base_model_name_or_path": base_name, "inference_mode": True}
         return {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+
+
+def _named(
+    model: PreTrainedModel, settings: dict[str, Any], target_modules: str | tuple[str, ...]
+) -> dict[str, Any]:
+    """The settings with the names of the layers in the place of "all-linear"."""
+    kind = settings["peft_type"]
+    wanted = settings.get("target_modules", target_modules)
+    if kind not in ("LORA", "LOHA", "LOKR") or str(wanted).lower() != "all-linear":
+        return settings
+    names = linear_names(model, kind)
+    if "layers_to_transform" in settings:  # peft takes a whole name whatever its layer
+        names = sorted({name.rpartition(".")[2] for name in names})
+    return settings | {"target_modules": names}
 
 
 class Adapters:

@@ -63,9 +63,11 @@ def engine_of(name: str) -> "Engine":
 
 
 def load_index(folder: Path, embedder: str) -> "Index":
-    """The index in a folder."""
+    """The index in a folder, which is looked at before the embedder takes its seconds."""
+    from sift_rag import storage
     from sift_rag.candidates import Index
 
+    storage.check(folder)
     return Index.load(folder, embedder_of(embedder))
 
 

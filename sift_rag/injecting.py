@@ -1,11 +1,14 @@
 """Layers with an adapter in the place of a model's own: made by peft, then taken out again."""
 
+import copy
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
-from peft import inject_adapter_in_model
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_LAYERS
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -14,6 +17,10 @@ from transformers.pytorch_utils import Conv1D
 from sift_rag.prefixes import seeded
 
 _NAME = "sift_rag"
+# Models with layers of Mamba's that peft gives no LoRA (peft.tuners.tuners_utils): one kernel runs
+# them all, and reads their weights itself.
+_MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+_IN_KERNEL = {"conv1d", "out_proj"}
 
 _Swap = tuple[nn.Module, str, str, nn.Module, Any]
 """Parent, the layer's name there, its whole name, the model's own layer, peft's."""
@@ -28,7 +35,8 @@ class Injected:
         places: Where the adapter's weights lie: modules and the names of their parameters.
 
     Raises:
-        ValueError: If the config names no layer of the model, or one that is not linear.
+        ValueError: If the config names no layer or parameter of the model, or a layer that is not
+            linear.
     """
 
     length = 0
@@ -37,6 +45,8 @@ class Injected:
         self.config = config
         if hasattr(config, "fan_in_fan_out"):
             config.fan_in_fan_out = any(isinstance(one, Conv1D) for one in model.modules())
+        _check_layers(model, config)
+        _check_parameters(model, config)
         self._all = [name for name, _ in model.named_modules()]
         self._swaps = _inject(model, config)
         self._places = dict(_places(self._swaps))
@@ -63,7 +73,8 @@ class Injected:
         generator = torch.Generator().manual_seed(seed)
         for _, _, _, own, layer in self._swaps:
             weight = layer.lora_A[_NAME].weight  # B and its bias stay zero
-            weight.data.copy_(_first(weight, self.config.init_lora_weights, generator))
+            how = self.config.init_lora_weights
+            weight.data.copy_(_first(weight, layer.r[_NAME], how, generator))
             if _NAME in layer.lora_magnitude_vector:
                 layer.lora_magnitude_vector[_NAME].weight.data.copy_(_magnitude(own, layer))
 
@@ -92,7 +103,7 @@ class Injected:
         They are given by the ends of their names, which is what vLLM and SGLang know layers by;
         in full only where other layers, which are not meant, end so too.
         """
-        whole = [name for _, _, name, _, _ in self._swaps]
+        whole = [name for *_, name, _, layer in self._swaps if not _is_parameter(layer)]
         inputs = [name for _, _, name, _, layer in self._swaps if _scales_inputs(layer)]
         short = all(_told_apart(some, self._all) for some in (whole, inputs))
         names = {"target_modules": whole, "feedforward_modules": inputs}
@@ -120,18 +131,84 @@ def _scales_inputs(layer: Any) -> bool:
     return bool(getattr(layer, "is_feedforward", False))
 
 
-def linear_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """The ends of the names of all linear layers but the output layer."""
+def _is_parameter(layer: Any) -> bool:
+    """Whether it adapts a parameter of its layer, not all of it: a mixture's experts are one."""
+    return hasattr(layer, "parameter_name")
+
+
+def linear_names(model: PreTrainedModel, kind: str) -> list[str]:
+    """The layers that "all-linear" means for a kind of adapter: all but the output layer.
+
+    Routers of a mixture of experts, which give more than numbers, are none of them; nor is what
+    peft gives no LoRA, or would take for something else.
+    """
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return tuple(
-        sorted(
-            {
-                _end(name)
-                for name, layer in model.named_modules()
-                if isinstance(layer, nn.Linear | Conv1D) and layer is not head
-            }
+    names = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D)
+        and layer is not head
+        and "Router" not in type(layer).__name__
+    ]
+    if kind != "LORA":
+        return names
+    if model.config.model_type in _MAMBA:
+        names = [name for name in names if _end(name) not in _IN_KERNEL]
+    read = _as_read(model, LoraConfig(target_modules="all-linear"))
+    return [n for n in names if not read.target_parameters or _end(n) in read.target_modules]
+
+
+def _as_read(model: PreTrainedModel, config: Any) -> Any:
+    """The config as peft takes it for this model.
+
+    Many mixtures keep their experts as parameters since transformers 5. peft takes the names of
+    the layers that they were before for these, also where other layers bear the same names.
+    """
+    read = copy.deepcopy(config)
+    with suppress(ImportError):  # it is for transformers 5
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+        convert_peft_config_for_transformers(read, model=model, conversions=None)
+    return read
+
+
+def _check_layers(model: PreTrainedModel, config: Any) -> None:
+    """Refuse names of layers that peft takes for parameters, and IA3 where it knows no layers.
+
+    Raises:
+        ValueError: If it is so.
+    """
+    kind = model.config.model_type
+    if config.peft_type == "IA3" and not config.target_modules and kind not in IA3_LAYERS:
+        raise ValueError(
+            f"peft has no choice of layers for IA3 in a {kind!r}: name them, such as "
+            'peft={"peft_type": "IA3", "target_modules": ["k_proj", "v_proj", "down_proj"], '
+            '"feedforward_modules": ["down_proj"]}.'
         )
-    )
+    if config.peft_type != "LORA":
+        return
+    asked = set(config.target_parameters or ())
+    if more := sorted(set(_as_read(model, config).target_parameters or ()) - asked):
+        raise ValueError(
+            f"target_modules names what peft takes for {', '.join(more)} of a {kind!r}: parameters "
+            "of all experts together, no layers. Leave it out, or name the parameters: "
+            f'peft={{"peft_type": "LORA", "target_parameters": {more}}}.'
+        )
+
+
+def _check_parameters(model: PreTrainedModel, config: Any) -> None:
+    """Refuse names of parameters that the model has not.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for wanted in getattr(config, "target_parameters", None) or ():
+        if not any(f".{name}".endswith(f".{wanted}") for name in names):
+            raise ValueError(
+                f"peft's target_parameters names {wanted!r}, which is no parameter of the model; "
+                f"those are named such as {names[len(names) // 2]!r}."
+            )
 
 
 def _inject(model: PreTrainedModel, config: Any) -> list[_Swap]:
@@ -139,7 +216,9 @@ def _inject(model: PreTrainedModel, config: Any) -> list[_Swap]:
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     try:
         with seeded(0, torch.device("cpu")):  # IA3's are drawn, though they are all set to one
-            inject_adapter_in_model(config, model, _NAME, low_cpu_mem_usage=True)
+            # Without weights, but for layers of 8 bits: peft would leave those without theirs.
+            empty = not getattr(model, "is_loaded_in_8bit", False)
+            inject_adapter_in_model(config, model, _NAME, low_cpu_mem_usage=empty)
     finally:
         model.__dict__.pop("peft_config", None)
         swaps: list[_Swap] = [
@@ -171,10 +250,9 @@ def _places(swaps: Sequence[_Swap]) -> Iterator[tuple[str, tuple[nn.Module, str]
                     yield key.replace("magnitude_vector.weight", "magnitude_vector"), (module, name)
 
 
-def _first(weight: Tensor, how: object, generator: torch.Generator) -> Tensor:
-    """LoRA's A (rank, inputs), as peft draws it."""
-    rank, inputs = weight.shape
-    drawn = torch.empty(rank, inputs)
+def _first(weight: Tensor, rank: int, how: object, generator: torch.Generator) -> Tensor:
+    """LoRA's A (rank, inputs), or that of several experts (experts * rank, inputs), as peft's."""
+    drawn, inputs = torch.empty(weight.shape), weight.shape[1]
     if how == "gaussian":
         return drawn.normal_(0, 1 / rank, generator=generator)
     bound = inputs**-0.5  # nn.Linear's and peft's: Kaiming uniform with a = sqrt 5

@@ -14,6 +14,7 @@ from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, Pref
 _PLACES = {"target_modules", "exclude_modules"}
 _LAYERS = _PLACES | {"r", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
 _LORA = {"lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_lora_weights"}
+_LORA |= {"target_parameters"}
 _KINDS: dict[str, tuple[type[PeftConfig], set[str]]] = {
     "LORA": (LoraConfig, _LAYERS | _LORA),
     "IA3": (IA3Config, _PLACES | {"feedforward_modules"}),

@@ -129,13 +129,15 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 def _shape(model: PreTrainedModel) -> tuple[int, int, int]:
     """Layers, heads and width of a head in the model's cache, found by looking at one."""
     ids = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-    cache = model(input_ids=ids, use_cache=True).past_key_values
+    cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
     kept_by = getattr(cache, "layers", ())  # some caches of convolutions have none
     kept = [(getattr(one, "keys", None), getattr(one, "values", None)) for one in kept_by]
     shapes = {tuple(part.shape) if part is not None else () for pair in kept for part in pair}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 4:
+        some, kind = sum(keys is not None for keys, _ in kept), model.config.model_type
         raise ValueError(
-            f"Prefix tuning needs a model whose layers all keep keys and values of one shape; "
-            f"{model.config.model_type} does not: take an adapter of kind LORA or IA3."
+            "Prefix tuning needs a model whose layers all keep keys and values of one shape; of "
+            f"this {kind} {some} of {model.config.num_hidden_layers} do, as convolutions and state "
+            'spaces keep none: take a LoRA, peft={"peft_type": "LORA"}, or IA3.'
         )
     return len(kept), shape[1], shape[3]

@@ -1,5 +1,6 @@
 """Whether an adapter can learn on quantised layers: some were made for inference alone."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,6 +34,29 @@ def check_gradients(model: nn.Module) -> None:
             )
 
 
+def check_kind(model: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Refuse kinds of adapters that would fail on layers of bitsandbytes, or break them.
+
+    Args:
+        model: Whose layers they are.
+        settings: Of peft; see `peft_settings`.
+
+    Raises:
+        ValueError: If the kind is such a one.
+    """
+    kind, bits = settings["peft_type"], 0
+    if kind in ("LOHA", "LOKR") and getattr(model, "is_loaded_in_4bit", False):
+        bits = 4
+    on_cpu = next((weight.is_cpu for weight in model.parameters()), True)
+    if settings.get("use_dora") and on_cpu and getattr(model, "is_loaded_in_8bit", False):
+        kind, bits = "DoRA", 8
+    if bits:
+        raise ValueError(
+            f"peft cannot use {kind} on layers of {bits} bits{' on the CPU' * (bits == 8)}: take a "
+            f"plain LoRA or IA3, or load the model in {12 - bits} bits."
+        )
+
+
 def keep_gradients(model: nn.Module) -> None:
     """Have bitsandbytes keep 4-bit layers as they are on a CPU.
 
@@ -53,10 +77,12 @@ def _passes(layer: nn.Module, dtype: torch.dtype) -> bool:
         with torch.no_grad():
             layer(given)  # some layers change at the first inference
         with torch.enable_grad():
-            made = layer(given.requires_grad_(True)).float().sum()
+            made = layer(given.requires_grad_(True))
+            if not isinstance(made, torch.Tensor):  # a mixture's router, which is no layer to adapt
+                return True
             if not made.requires_grad:
                 return False
-            (gradient,) = torch.autograd.grad(made, given, allow_unused=True)
+            (gradient,) = torch.autograd.grad(made.float().sum(), given, allow_unused=True)
     except (TypeError, RuntimeError):  # it wants something else, which only the model can give
         return True
     return gradient is not None and bool(gradient.any())

@@ -97,6 +97,15 @@ def save(path: str | os.PathLike[str], stored: Stored) -> None:
         ) from error
 
 
+def check(path: str | os.PathLike[str]) -> None:
+    """Make sure, at once, that a folder says it is an index; `load` looks at the rest.
+
+    Raises:
+        IndexFormatError: It is missing, none, or of another format version.
+    """
+    _checked_manifest(Path(path))
+
+
 def load(path: str | os.PathLike[str]) -> Stored:
     """Read an index and check everything that its manifest says.
 

@@ -45,8 +45,11 @@ class TrainingConfig:
         steps: Number of gradient steps, whatever `epochs` says: the texts are gone through in
             order, again and again, until it is reached. None takes `epochs` whole passes.
         window: Tokens of one step at most; longer texts are cut into several. Memory grows with it.
-        target_modules: The layers that get an adapter: "all-linear" (all but the output layer),
-            or the ends of their names, such as ("q_proj", "v_proj").
+        target_modules: The layers that get an adapter: "all-linear" (all but the output layer,
+            and what peft gives no LoRA, such as Mamba's out_proj), or the ends of their names, such
+            as ("q_proj", "v_proj"). Experts of a mixture are parameters in transformers 5, no
+            layers: name them by peft, `peft=LoraConfig(target_parameters=["experts.gate_up_proj",
+            "experts.down_proj"])`, at many times the weights and a slower step.
         max_grad_norm: Gradients are scaled down to this Euclidean norm.
         seed: Of the adapter's first weights. The process's own random state is never touched.
         max_seconds: No step is begun that would end after so long, by the longest so far; what was
@@ -73,7 +76,9 @@ class TrainingConfig:
         weigh: How much each token of a text counts: a function of the text and its n tokens, giving
             n weights, such as `sift_rag.weighing.informative`; None counts all alike.
         warm_start: Whether an adapter of the cache that saw most of the same passages is what
-            training begins with, in place of a fresh one.
+            training begins with, in place of a fresh one. With the bundled model that was better
+            from 3 or 4 epochs on, and for what is new in the passages worse with 1 or 2; then an
+            answer depends on what was asked before.
         peft: The adapter, where it is to be no plain LoRA of `rank` and `alpha`: a configuration of
             peft, or a dict with its "peft_type".
 

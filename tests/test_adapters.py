@@ -394,7 +394,16 @@ def test_a_projected_prefix_is_exported_as_keys_and_values(model: Any, tmp_path:
 @pytest.mark.parametrize(
     ("architecture", "settings", "message"),
     [
-        ("lfm2", PREFIX, "layers all keep keys and values of one shape; lfm2 does not"),
+        (
+            "lfm2",
+            PREFIX,
+            "keys and values of one shape; of this lfm2 1 of 2 do.*take a LoRA, peft=",
+        ),
+        (
+            "phi3",
+            {"peft_type": "IA3"},
+            "no choice of layers for IA3 in a 'phi3': name them, such",
+        ),
         ("llama", PREFIX | {"num_virtual_tokens": 0}, "num_virtual_tokens is 0; it must be"),
         ("llama", {"peft_type": "PREFIX_TUNING"}, "num_virtual_tokens is None"),
         ("llama", LORA | {"target_modules": ["embed_tokens"]}, "which is no linear layer"),

@@ -1,5 +1,6 @@
 """Bases as they come: 16 bits, quantised, many architectures, texts up to the model's limit."""
 
+import copy
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from conftest import BOS, CONFIGS, CONTEXT, EOS, TRAINING, build, byte_tokenizer
@@ -16,14 +18,20 @@ from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     BloomConfig,
+    DeepseekV3Config,
     FalconConfig,
+    Llama4TextConfig,
     LlamaConfig,
+    Mamba2Config,
     MambaConfig,
     MistralConfig,
+    MixtralConfig,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
 )
 
 from sift_rag import tiny
-from sift_rag.adapters import Adapters
+from sift_rag.adapters import Adapter, Adapters
 from sift_rag.engine import Engine
 from sift_rag.generation import LanguageModel, score
 from sift_rag.loading import load
@@ -39,11 +47,54 @@ _SPECIAL: dict[str, Any] = {
 }
 _SIZE = _SPECIAL | {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
 _LONG: dict[str, Any] = {"intermediate_size": 64, "max_position_embeddings": CONTEXT}
+_EXPERTS: dict[str, Any] = {
+    "num_key_value_heads": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
 MORE: dict[str, Any] = {
     "mistral": lambda: MistralConfig(**_SIZE, **_LONG, num_key_value_heads=1, sliding_window=64),
     "falcon": lambda: FalconConfig(**_SIZE, multi_query=True, max_position_embeddings=CONTEXT),
     "bloom": lambda: BloomConfig(hidden_size=32, n_layer=2, n_head=2, **_SPECIAL),
     "mamba": lambda: MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=8, **_SPECIAL),
+    "mamba2": lambda: Mamba2Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=8,
+        num_heads=8,
+        head_dim=8,
+        n_groups=1,
+        chunk_size=16,
+        **_SPECIAL,
+    ),
+    # Mixtures of experts: all experts of a layer are one parameter in transformers 5.
+    "mixtral": lambda: MixtralConfig(**_SIZE, **_LONG, num_key_value_heads=1, num_local_experts=4),
+    "qwen2_moe": lambda: Qwen2MoeConfig(
+        **_SIZE, **_LONG, **_EXPERTS, num_experts=4, shared_expert_intermediate_size=32
+    ),
+    "qwen3_moe": lambda: Qwen3MoeConfig(**_SIZE, **_LONG, **_EXPERTS, num_experts=4),
+    "deepseek_v3": lambda: DeepseekV3Config(
+        **_SIZE,
+        **_LONG,
+        **_EXPERTS | {"num_key_value_heads": 2},
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=16,
+    ),
+    "llama4": lambda: Llama4TextConfig(
+        **_SIZE,
+        **_LONG,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_local_experts=2,
+        intermediate_size_mlp=64,
+    ),
 }
 PASSAGE = "The lamp in the hall of the house is red. " * 3
 
@@ -70,10 +121,7 @@ def same(model: Any, before: dict[str, Any]) -> bool:
 def test_a_base_of_16_bits_learns_and_stays_as_it_was(architecture: str, dtype: Any) -> None:
     model = made(architecture).to(dtype)
     before = weights(model)
-    training = TRAINING
-    if architecture == "mamba":  # its out_proj is run by a kernel that no adapter can enter
-        training = TrainingConfig(rank=4, alpha=8, epochs=2, target_modules=("in_proj", "x_proj"))
-    with Engine(model, byte_tokenizer(), training=training, max_new_tokens=4) as engine:
+    with Engine(model, byte_tokenizer(), training=TRAINING, max_new_tokens=4) as engine:
         answer = engine.answer("What?", [PASSAGE], mode="both")
     assert answer.training
     losses = answer.training.losses
@@ -81,6 +129,142 @@ def test_a_base_of_16_bits_learns_and_stays_as_it_was(architecture: str, dtype: 
     assert losses[-1] < losses[0]
     assert {weight.dtype for weight in model.parameters()} == {dtype}
     assert same(model, before)
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    found: torch.Tensor = model(input_ids=torch.arange(40)[None], use_cache=False).logits.clone()
+    return found
+
+
+@pytest.mark.parametrize("architecture", MORE)
+def test_every_mode_answers_and_leaves_the_base(architecture: str) -> None:
+    model = made(architecture)
+    before, was = weights(model), logits(model)
+    training = TrainingConfig(rank=4, alpha=8, epochs=2, learning_rate=1e-2)  # with its guard
+    with Engine(model, byte_tokenizer(), training=training, max_new_tokens=4) as engine:
+        for mode in ("closed_book", "stuff", "train", "both"):
+            passages = [] if mode == "closed_book" else [PASSAGE]
+            answer = engine.answer("What?", passages, mode=mode)
+            assert answer.mode == mode
+            assert answer.usage["completion_tokens"] > 0
+            if answer.training:
+                assert answer.training.stopped == "completed"
+                assert answer.training.losses[-1] < answer.training.losses[0]
+    assert same(model, before)
+    assert torch.equal(logits(model), was)
+
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+DENSE = {"gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers"),
+    [
+        ("mamba", {"in_proj", "x_proj", "dt_proj"}),  # no out_proj, no conv1d: peft's rule
+        ("mamba2", {"in_proj"}),
+        ("mixtral", ATTENTION),
+        ("qwen2_moe", ATTENTION | DENSE | {"shared_expert_gate"}),
+        ("qwen3_moe", ATTENTION),
+        # Its dense layers bear the names that peft takes for experts.
+        ("deepseek_v3", {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}),
+        ("llama4", ATTENTION | DENSE),  # not its router, whose output is no tensor
+    ],
+)
+@pytest.mark.parametrize("settings", [{}, {"layers_to_transform": [0, 1]}], ids=["all", "two"])
+def test_all_linear_is_what_peft_takes_and_learns(
+    architecture: str, layers: set[str], settings: dict[str, Any]
+) -> None:
+    model = made(architecture)
+    was, modules, ids = logits(model), list(model.modules()), [list(PASSAGE.encode())]
+    adapter = Adapter(model, 4, "all-linear", {"peft_type": "LORA"} | settings)
+    names = {name.partition(".lora_")[0] for name in adapter._inside.named()}
+    assert {name.rpartition(".")[2] for name in names} == layers
+    with adapter.attached():
+        first = train(model, adapter, ids, TRAINING).losses
+        learnt = adapter.weights.detach().clone()
+        assert train(model, adapter, ids, TRAINING).losses == first
+    assert first[-1] < first[0]
+    assert torch.equal(adapter.weights, learnt)
+    assert list(model.modules()) == modules
+    assert torch.equal(logits(model), was)
+
+
+EXPERTS: dict[str, list[str]] = {
+    "mixtral": ["experts.gate_up_proj", "experts.down_proj"],
+    "qwen2_moe": ["mlp.experts.down_proj"],
+    "qwen3_moe": ["experts.gate_up_proj", "experts.down_proj"],
+    "llama4": ["feed_forward.experts.gate_up_proj"],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")  # peft with transformers 5
+@pytest.mark.parametrize("architecture", EXPERTS)
+@pytest.mark.parametrize("others", [{}, {"target_modules": []}, {"init_lora_weights": "gaussian"}])
+def test_experts_learn_where_their_parameters_are_named(
+    architecture: str, others: Any, tmp_path: Path
+) -> None:
+    model = made(architecture)
+    before, was, modules = weights(model), logits(model), list(model.modules())
+    config: Any = peft.LoraConfig(
+        r=4, lora_alpha=8, target_parameters=EXPERTS[architecture], **others
+    )
+    training = TrainingConfig(epochs=3, learning_rate=1e-2, guard=None, peft=config)
+    adapter = Adapter(model, training.rank, training.target_modules, training.peft)
+    ids = [list(PASSAGE.encode())]
+    with adapter.attached():
+        adapter.reset(seed=0, alpha=8)
+        assert torch.equal(logits(model), was)
+        losses = train(model, adapter, ids, training).losses
+        learnt, ours = adapter.weights.detach().clone(), logits(model)
+        adapter.export(tmp_path / "one", "the/base")
+        assert train(model, adapter, ids, training).losses == losses
+        assert torch.equal(adapter.weights, learnt)
+        with adapter.silent():
+            assert torch.equal(logits(model), was)
+    assert losses[-1] < losses[0]
+    assert list(model.modules()) == modules
+    assert same(model, before)
+    assert torch.equal(logits(model), was)
+    theirs: Any = peft.PeftModel.from_pretrained(copy.deepcopy(model), str(tmp_path / "one"))
+    assert torch.equal(logits(theirs.eval()), ours)
+    with Engine(model, byte_tokenizer(), training=training, max_new_tokens=4) as engine:
+        report = engine.answer("What?", [PASSAGE], mode="train").training
+    assert report
+    assert report.adapter_used
+    assert same(model, before)
+
+
+def test_experts_begin_as_peft_draws_them() -> None:
+    config: Any = peft.LoraConfig(
+        r=4,
+        target_modules=[],
+        target_parameters=["experts.down_proj"],
+        init_lora_weights="gaussian",
+    )
+    adapter = Adapter(made("mixtral"), 4, "all-linear", config)
+    adapter.reset(seed=0, alpha=8)
+    drawn = adapter.weights[adapter.weights != 0]
+    assert drawn.std().item() == pytest.approx(1 / 4, rel=0.1)  # of its rank, not of four experts'
+
+
+@pytest.mark.parametrize(
+    ("targets", "settings", "message"),
+    [
+        (("w1", "w2", "w3"), {}, "peft takes for down_proj, gate_up_proj of a 'mixtral'"),
+        ("all-linear", {"target_parameters": ["wrong"]}, "names 'wrong', which is no parameter"),
+        ("all-linear", {"target_parameters": ["experts.down_proj"], "use_dora": True}, "use_dora"),
+    ],
+)
+def test_what_experts_do_not_take_is_told_and_leaves_no_trace(
+    targets: Any, settings: dict[str, Any], message: str
+) -> None:
+    model = made("mixtral")
+    was = list(model.modules())
+    with pytest.raises(ValueError, match=message):
+        Adapter(model, 4, targets, {"peft_type": "LORA"} | settings)
+    assert list(model.modules()) == was
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -223,10 +407,49 @@ def test_quantised_while_it_is_read_with_bitsandbytes(tmp_path: Path, bits: int)
     learns(tmp_path, how(**{f"load_in_{bits}bit": True}))
 
 
+@pytest.mark.skipif(not has("bitsandbytes"), reason="needs bitsandbytes")
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.filterwarnings("default")
+def test_packed_weights_count_as_what_they_stand_for(tmp_path: Path, bits: int) -> None:
+    wide(tmp_path)
+    how: Any = BitsAndBytesConfig
+    whole = LanguageModel(*load(tmp_path, device="cpu")).size()
+    packed = load(tmp_path, device="cpu", quantization_config=how(**{f"load_in_{bits}bit": True}))
+    assert LanguageModel(*packed).size() == whole
+
+
+@pytest.mark.skipif(not has("bitsandbytes"), reason="needs bitsandbytes")
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", ["dora", "IA3", "LOHA", "LOKR"])
+@pytest.mark.filterwarnings("default")
+def test_a_kind_learns_on_quantised_layers_or_is_refused(
+    tmp_path: Path, bits: int, kind: str
+) -> None:
+    """On the CPU peft takes the weights out of layers of 8 bits with DoRA, for good."""
+    wide(tmp_path)
+    how: Any = BitsAndBytesConfig
+    model, _ = load(tmp_path, device="cpu", quantization_config=how(**{f"load_in_{bits}bit": True}))
+    was = logits(model)
+    dora = {"peft_type": "LORA", "use_dora": True}
+    settings: Any = dora if kind == "dora" else {"peft_type": kind}
+    if (kind, bits) in (("dora", 8), ("LOHA", 4), ("LOKR", 4)):
+        with pytest.raises(ValueError, match=rf"on layers of {bits} bits.*load the model in"):
+            Adapter(model, 4, "all-linear", settings)
+    else:
+        adapter = Adapter(model, 4, "all-linear", settings)
+        adapter.reset(seed=0, alpha=8)
+        with adapter.attached():
+            assert torch.equal(logits(model), was)
+            losses = train(model, adapter, [list(PASSAGE.encode())], TRAINING).losses
+        assert losses[-1] < losses[0]
+    assert torch.equal(logits(model), was)
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
+
+
 @pytest.mark.skipif(not has("torchao"), reason="needs torchao")
 @pytest.mark.filterwarnings("default")
 def test_quantised_while_it_is_read_with_torchao(tmp_path: Path) -> None:
-    from torchao.quantization import (  # type: ignore[import-not-found,unused-ignore]
+    from torchao.quantization import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
         Int8DynamicActivationInt8WeightConfig,
         Int8WeightOnlyConfig,
     )

@@ -206,6 +206,29 @@ def test_errors_are_one_sentence_and_an_exit_code(
     assert "Traceback" not in result.output
 
 
+WATCH = """
+import sys
+from sift_rag.cli import app
+try:
+    app(sys.argv[1:])
+except SystemExit as end:
+    print(end.code, sorted({"torch", "sentence_transformers"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [("search", "no-such", "why?"), ("ask", ".", "?"), ("compare", ".", "--made", "1")]
+)
+def test_a_wrong_folder_is_told_before_anything_heavy_is_loaded(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "1 []"
+    assert f"'{arguments[1]}' is not an index" in " ".join(done.stderr.split())
+
+
 def test_an_empty_question_and_a_k_of_zero_are_refused(index: Path) -> None:
     assert call("search", index, " ").exit_code == 1
     assert call("search", index, "Oslo", "-k", 0).exit_code == 1
