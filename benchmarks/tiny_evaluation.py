@@ -39,12 +39,13 @@ def items(n: int, *, seed: int, duplicate: bool = False) -> list[Item]:
         asked = examples.asked(told, 1)[0]
         passages = [p.text for p in told]
         if duplicate:
-            passages += [_again(p, examples.random).text for p in told]
+            passages += [again(p, examples.random).text for p in told]
         out.append(Item(passages, asked))
     return out
 
 
-def _again(told: Told, random: Random) -> Told:
+def again(told: Told, random: Random) -> Told:
+    """The same attributes of the same device, in other words."""
     return tell(told.device, random, told.attributes)
 
 
