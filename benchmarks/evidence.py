@@ -40,11 +40,16 @@ STEPS = (5, 10, HEAD, 50)
 QUICK = {"domains": ["patents", "wikipedia"], "passages": 3, "corpus": 60, "steps": [5, HEAD]}
 
 
-def asked(model: Engine, name: str, task: Task, steps: int, args: argparse.Namespace) -> Comparison:
-    """Every way on one domain at one number of steps; what its run file has is not asked again."""
+def asked(
+    model: Engine, name: str, task: Task, steps: int, args: argparse.Namespace
+) -> Comparison | None:
+    """Every way on one domain at one number of steps; what its run file has is not asked again.
+    None where nothing was, and nothing is to be."""
     size = f"{len(task.cases)}of{len(task.corpus)}"
     safe = "".join(c if c.isalnum() else "_" for c in name)
     path = args.runs / f"{safe}-{task.domain}-{task.level}-{size}-{steps}.jsonl"
+    if args.max_seconds == 0 and not path.exists():
+        return None
     return compare(
         task.cases,
         ways(model, task.corpus, steps, task.level),
@@ -76,11 +81,13 @@ def measured(name: str, args: argparse.Namespace, embedder: Embedder) -> Iterato
                 )
                 for task in made:
                     began = time.perf_counter()
-                    done[task.level].append(asked(model, name, task, steps, args))
+                    if comparison := asked(model, name, task, steps, args):
+                        done[task.level].append(comparison)
                     told = f"{name} {domain} {task.level} {steps} steps"
                     print(f"{told}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     for level, comparisons in done.items():
-        yield Evidence(name, level, comparisons)
+        if comparisons:
+            yield Evidence(name, level, comparisons)
 
 
 def text(name: str, args: argparse.Namespace, embedder: Embedder) -> Iterator[str]:

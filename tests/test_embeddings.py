@@ -1,6 +1,7 @@
 """Embedders: the real MiniLM, small real models saved here, the cache, and the check of all."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -199,6 +200,9 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
         SentenceTransformerEmbedder(tmp_path)
 
 
+_OTHERS = re.compile(r"W\d{4} .*torch/utils/_pytree|Failed to load .*(torchao|gemm_4bit)")
+
+
 def test_loading_is_silent_and_leaves_no_trace() -> None:
     code = (
         "import os, torch\n"
@@ -215,7 +219,9 @@ def test_loading_is_silent_and_leaves_no_trace() -> None:
         "assert not any(name.startswith('gt_all') for name in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    # torchao and bitsandbytes, which sentence-transformers has imported, talk.
+    said = [line for line in done.stderr.splitlines() if not _OTHERS.match(line)]
+    assert (done.returncode, done.stdout, said) == (0, "", [])
 
 
 def test_damaged_minilm_weights_are_refused(
