@@ -89,17 +89,20 @@ class Condition:
         told: How often each passage comes, in other words.
         share: Of the number of questions that is asked for.
         ways: To answer.
+        apart: Whether it is asked for its row in the table only, by no claim.
     """
 
     devices: int
     told: int = 1
     share: float = 1.0
     ways: tuple[Asked, ...] = MODES
+    apart: bool = False
 
     @property
     def name(self) -> str:
         """For the run file and the command line."""
-        return f"{self.devices or 'mix'}{f'x{self.told}' if self.told > 1 else ''}"
+        told = f"x{self.told}" if self.told > 1 else ""
+        return f"{self.devices or 'mix'}{told}{'-objectives' * self.apart}"
 
     def __str__(self) -> str:
         plural = "s" if self.devices != 1 else ""
@@ -127,6 +130,10 @@ CONDITIONS: Mapping[str, Condition] = {
         Condition(40, share=0.3, ways=(*MODES, *WIDER)),
         Condition(3, told=3),
         Condition(10, told=3, share=0.3),
+        *(
+            Condition(n, share=0.4, ways=(STUFF, TRAIN, BOTH, *LEARNT), apart=True)
+            for n in (1, 5, 10)
+        ),
     )
 }
 """By name. Long ones have fewer questions, as they take their time."""

@@ -18,13 +18,19 @@ CLAIMED = (MIX, 3)  # passages, of which the target is told
 def lines(cells: Sequence[Cell]) -> Iterator[str]:
     """The claims, each with its figure, then the tables."""
     yield "\n## Claims\n"
+    apart = [cell for cell in cells if cell.condition.apart]
+    cells = [cell for cell in cells if not cell.condition.apart]
     yield from claims(cells)
+    yield from guarded([*cells, *apart])
     once = [cell for cell in cells if cell.condition.told == 1]
     yield "\n## Modes and objectives, by number of passages\n"
-    for cell in cells:
+    for cell in [*cells, *apart]:
         if cell.comparison.unfinished:
-            yield f"{cell.condition}: {cell.comparison.unfinished} questions are missing.\n"
+            yield f"{cell.condition.name}: {cell.comparison.unfinished} questions are missing.\n"
     yield from ways_table(once)
+    if apart:
+        yield "\nThe objectives, by the number of passages, on the first of the same questions:\n"
+        yield from ways_table(apart)
     yield from beyond_table(once)
     yield from copies_table(cells)
     yield from cost_table(once)
@@ -49,7 +55,6 @@ def claims(cells: Sequence[Cell]) -> Iterator[str]:
         )
     yield from linear([cell for cell in once if cell.condition.devices != MIX])
     yield from beyond([cell for cell in once if cell.left_out.any()])
-    yield from guarded(cells)
 
 
 def target(cell: Cell) -> Iterator[str]:

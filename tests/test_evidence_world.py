@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from evidence_figures import UNDONE
 from evidence_world_figures import LINEAR, Cell, Figure, resampled, slope
 from evidence_world_items import BOTH, CONDITIONS, MODES, STUFF, TRAIN, Asked, Condition
-from evidence_world_report import claims, copies_table, ways_table
+from evidence_world_report import claims, copies_table, lines, ways_table
 
 from sift_rag.cases import Case, Reply, Row
 from sift_rag.comparison import Comparison
@@ -102,7 +103,7 @@ def cell(
     comparison = Comparison(
         tuple(cases), tuple(ways), (exact_match,), tuple(rows), str(STUFF), settings
     )
-    return Cell(Condition(condition.devices, condition.told, ways=tuple(right)), comparison)
+    return Cell(replace(condition, ways=tuple(right)), comparison)
 
 
 RIGHT = {
@@ -126,6 +127,17 @@ def test_shares_ratios_and_differences() -> None:
     assert (pair.better, pair.worse) == (3, 0)
     assert p == pytest.approx(2 * 0.25)  # 2 / 2^3, twice by Holm's
     assert found.against_stuff["train(text)"][0].difference == pytest.approx(-0.15)
+
+
+def test_what_stands_apart_has_a_row_and_no_claim() -> None:
+    taught = Asked("train", "qa")
+    plain = cell(Condition(3), RIGHT)
+    apart = cell(Condition(5, apart=True), {STUFF: RIGHT[STUFF], taught: RIGHT[TRAIN]})
+    said, _, tables = "\n".join(lines([plain, apart])).partition("## Modes")
+    assert "3 passages" in said
+    assert "5 passages" not in said
+    assert "by objective: text 0 of 40, qa 0 of 20." in said
+    assert "| 5 passages | train(qa) | 20 | 0.60 (0.39 to 0.78) |" in tables
 
 
 def test_what_did_not_fit() -> None:
@@ -181,7 +193,7 @@ def test_an_interval_narrows_with_more_of_the_same() -> None:
 
 def test_what_is_said() -> None:
     once = cell(Condition(3), RIGHT, undone={TRAIN: (0, 19)}, tokens={TRAIN: 30})
-    said = "\n".join(claims([once]))
+    said = "\n".join(lines([once]))
     assert "Train reaches at least 80% of stuff, 3 passages, train(text): not shown." in said
     assert "0.60 of 0.75, a ratio of 0.80 (" in said  # 0.67 without the undone one that was right
     assert "Both at or above stuff, 3 passages: confirmed. both(text) 0.90, stuff 0.75" in said
