@@ -100,8 +100,10 @@ class Scale:
 def linear(values: Sequence[float], *, at_most: int = 5) -> Scale:
     """A scale that holds all values between two round numbers."""
     low, high = min(values), max(values)
-    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-290):
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    largest = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * largest, 1e-299):  # below that halves and tenths round to nothing
+        around = (largest if largest > 1e-299 else 1) / 2
+        low, high = low - around, high + around
     rough = (high - low) / at_most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough * 0.999)

@@ -5,7 +5,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sift_rag import charts, drawing, quantities
@@ -50,6 +50,8 @@ def summary(ways: list[tuple[str, float, float]]) -> dict[str, Any]:
 
 
 @given(st.lists(FINITE, min_size=1, max_size=9))
+@example([5e-324])
+@example([0.0, 5e-324])
 def test_a_scale_holds_its_values_between_round_ends(values: list[float]) -> None:
     scale = drawing.linear(values)
     slack = 1e-6 * (scale.high - scale.low)
