@@ -131,8 +131,8 @@ CONDITIONS: Mapping[str, Condition] = {
         Condition(3, told=3),
         Condition(10, told=3, share=0.3),
         *(
-            Condition(n, share=0.4, ways=(STUFF, TRAIN, BOTH, *LEARNT), apart=True)
-            for n in (1, 5, 10)
+            Condition(*shape, ways=(STUFF, TRAIN, BOTH, *LEARNT), apart=True)
+            for shape in ((1, 1, 0.4), (5, 1, 0.4), (10, 1, 0.4), (20, 1, 0.2), (3, 3, 0.4))
         ),
     )
 }
