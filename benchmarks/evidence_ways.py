@@ -36,7 +36,8 @@ def at_random(query: ArrayLike, rows: ArrayLike, k: int, **options: Any) -> Sele
 
 
 RANDOM, NEAREST, REPEATED = "random", "nearest", "nearest repeated"
-PAPER, SIFT, RBF = "SIFT linear 0.01", "SIFT linear 1", "SIFT rbf 0.1"
+PAPER, SIFT = "SIFT linear 0.01", "SIFT linear 1"
+RBF, CALM = "SIFT rbf 0.1", "SIFT rbf 1"
 SELECTORS: dict[str, Callable[..., Selection]] = {
     RANDOM: partial(at_random, **SCALE),
     NEAREST: partial(nearest, **SCALE),
@@ -46,11 +47,11 @@ SELECTORS: dict[str, Callable[..., Selection]] = {
     "SIFT linear 0.1": partial(sift, kernel="linear", noise=0.1, distinct=False),
     SIFT: partial(sift, kernel="linear", noise=1.0, distinct=False),
     RBF: partial(sift, distinct=False),
-    "SIFT rbf 1": partial(sift, noise=1.0, distinct=False),
+    CALM: partial(sift, noise=1.0, distinct=False),
 }
 CURVES = (RANDOM, NEAREST, REPEATED, PAPER, SIFT)  # at every number of steps; the others at HEAD
 """Of SIFT the paper's setting, and the one that was best in results/training_selection.md."""
-COPIES = (NEAREST, REPEATED, PAPER, SIFT, RBF)  # where passages repeat
+COPIES = (NEAREST, REPEATED, PAPER, SIFT, RBF, CALM)  # where passages repeat
 ALPHA, MOST = 0.1, 50  # with this alpha the rule takes 19 steps on average, at most 50
 BOTH = f"both({SIFT}) {HEAD}"
 ADAPTIVE = f"train({PAPER}) alpha rule"
