@@ -52,6 +52,7 @@ def claims(one: Evidence) -> Iterator[str]:
             f"nearest {pair.mean_a:.3f} bits a byte, {shift(pair)}, p = {pair.p_holm:.2g} (Holm)."
         )
     yield from overshoots(one)
+    yield from longest(one)
     found = one.correlation()
     yield (
         f"* Uncertainty predicts the gain: the less {PAPER} left open, the lower the ratio to "
@@ -104,6 +105,21 @@ def overshoots(one: Evidence) -> Iterator[str]:
             f"{pair.mean_a:.3f}, then {pair.mean_b:.3f}, {shift(pair)}; {pair.worse} of {pair.n} "
             "passages get worse."
         )
+
+
+def longest(one: Evidence) -> Iterator[str]:
+    """SIFT against nearest where most steps are taken; each pair by itself."""
+    last = one.steps[-1]
+    for selector in (PAPER, SIFT) if last > HEAD else ():
+        ways = trained(NEAREST, last), trained(selector, last)
+        if set(ways) <= set(one.pooled.ways):
+            pair = one.paired(*ways)
+            verdict = "below" if pair.high < 0 else "above" if pair.low > 0 else "level with"
+            yield (
+                f"* {last} steps: {selector} is {verdict} nearest, {pair.mean_b:.3f} and "
+                f"{pair.mean_a:.3f} bits a byte, {shift(pair)}, {pair.n} passages; one claim by "
+                "itself."
+            )
 
 
 def targets(one: Evidence) -> Iterator[str]:

@@ -219,6 +219,7 @@ def test_what_the_guard_undid() -> None:
 def test_what_is_said() -> None:
     shown = "\n".join(claims(figures()))
     assert "nearest overshoots: 3.000, then 3.375" in shown
+    assert "* 50 steps: SIFT linear 1 is below nearest, 2.000 and 3.375 bits a byte" in shown
     assert "mean of domains new to the model 0.650, at most 0.90 is met" in shown
     said = "The guard undid 1 of 4; after it the worst passage has 1.100 of base, and 1 have more"
     assert said in shown
