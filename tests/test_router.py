@@ -118,26 +118,29 @@ def test_no_passage_covers_nothing() -> None:
     assert Router(covered=0).decide(asked(passages=0, fitting=0)).mode == "not_covered"
 
 
-def test_what_does_not_fit_is_trained_on_where_it_brings_much() -> None:
-    decision = Router().decide(beyond())
-    assert decision.mode == "both"
+def test_what_does_not_fit_is_trained_on_where_it_brings_most() -> None:
+    decision = Router().decide(beyond(missing=0.9))
+    assert decision.mode == "train"
     assert "3 of 4 passages do not fit" in decision.reason
-    assert "bring 60% of the selection's gain, which is worth" in decision.reason
-
-
-def test_where_next_to_nothing_fits_it_trains() -> None:
+    assert "hold 10% of the selection's gain" in decision.reason
+    assert "which is worth about" in decision.reason
     assert Router().decide(beyond(fitting=0, missing=1.0)).mode == "train"
-    assert Router().decide(beyond(missing=0.95)).mode == "train"
+
+
+def test_where_most_fits_it_is_read_whatever_training_costs() -> None:
+    decision = Router(price=0.0).decide(beyond(missing=0.4))
+    assert decision.mode == "stuff"
+    assert "which is no more" in decision.reason
 
 
 def test_training_that_costs_more_than_it_brings_is_left_out() -> None:
-    decision = Router().decide(beyond(missing=0.05))
+    decision = Router().decide(beyond())
     assert decision.mode == "stuff"
     assert "not worth about" in decision.reason
-    assert decision.numbers["expected_gain"] == pytest.approx(0.8 * 0.8 * 0.05)
-    assert decision.numbers["expected_seconds"] == pytest.approx(10)
-    assert Router(speed=5e12).decide(beyond(missing=0.05)).mode == "both"
-    assert Router(price=1.0).decide(beyond()).mode == "stuff"
+    assert decision.numbers["expected_gain"] == pytest.approx(0.8 * (0.5 - 0.4))
+    assert decision.numbers["expected_seconds"] == pytest.approx(9.5)
+    assert Router(speed=5e12).decide(beyond()).mode == "train"
+    assert Router(price=1.0).decide(beyond(missing=0.9)).mode == "stuff"
 
 
 # What is known of a question
@@ -243,7 +246,7 @@ def test_a_low_coverage_that_was_answered_well_is_answered() -> None:
 def test_of_kinds_that_were_not_measured_the_rules_decide() -> None:
     values = {"stuff": shares((0.9, 24)), "both": shares((0.5, 24))}
     router = Router.fit(compared(values, list(np.linspace(0.6, 0.9, 24))))
-    assert "bring 60%" in router.decide(beyond()).reason
+    assert "hold 40%" in router.decide(beyond()).reason
     assert router.decide(asked(0.1)).mode == "not_covered"
 
 
