@@ -138,8 +138,8 @@ class Pipeline:
         fetch_k: How many candidates the selection sees.
         mode: How they are used: "stuff", "train", "both", "closed_book" for not at all, or "auto":
             the router chooses for each question, and `Answer.route` says what and why.
-        noise: The selection's noise; None leaves the selector's default. Where prose is trained on, 1
-            did better (benchmarks/EVIDENCE.md).
+        noise: The selection's noise; None leaves the selector's default. Where prose is trained on,
+            1 did better (benchmarks/EVIDENCE.md).
         stop: Cuts the selection to its first picks, see `sift_rag.stopping`; None keeps all k.
         training: Settings of test-time training; None leaves the engine's.
         router: Chooses where the mode is "auto".

@@ -4,13 +4,13 @@ Without a calibration these are the rules, in their order:
 
 1. Coverage below a threshold: the corpus does not cover the question. Of 1,036 questions on CLAPnq
    with a coverage below 0.2, 9 % had an answer (benchmarks/results/coverage.md).
-2. All passages fit into the prompt: stuff. Of 200 questions of facts it gets 94 % right, training 81 %
-   and both 95 %, at ten times the arithmetic (benchmarks/EVIDENCE.md, as are the figures below).
-3. Some do not fit: training learns these as well, but of ten passages, and of twenty, it keeps about
-   half of what reading gives. So train where those that fit hold less than half of the selection's
-   gain, and what is won, times the coverage, is worth the time; else stuff what fits. Both is not
-   chosen here: of twenty passages it knew what did not fit in 1 case of 14, training in 6, and what
-   did fit less often than stuffing.
+2. All passages fit into the prompt: stuff. Of 200 questions of facts it gets 94 % right, training
+   81 % and both 95 %, at ten times the arithmetic (benchmarks/EVIDENCE.md, as what follows).
+3. Some do not fit: training learns these as well, but of ten passages, and of twenty, it keeps
+   about half of what reading gives. So train where those that fit hold less than half of the
+   selection's gain, and what is won, times the coverage, is worth the time; else stuff what fits.
+   Both is not chosen here: of twenty passages it knew what did not fit in 1 case of 14, training in
+   6, and what did fit less often than stuffing.
 
 With a calibration, `Router.fit(comparison)`, measured qualities and times decide.
 """
@@ -189,12 +189,13 @@ class Router:
         took = max(situation.flops["train"] - situation.flops["stuff"], 0.0) / self.speed
         pays = gain > self.price * took
         left = situation.passages - situation.fitting
-        cost = f"{'worth' if pays else 'not worth'} about {seconds(took)} at {self.price:g} a second"
+        worth = f"{'worth' if pays else 'not worth'} about {seconds(took)}"
+        then = f"{worth} at {self.price:g} a second" if gain > 0 else "no more"
         return _decision(
             "train" if pays else "stuff",
             f"{known}, but {left} of {situation.passages} passages do not fit into the prompt's "
-            f"{room}. The others hold {held:.0%} of the selection's gain; training on all would keep "
-            f"about {_KEPT:.0%}, which is {cost if gain > 0 else 'no more'}.",
+            f"{room}. The others hold {held:.0%} of the selection's gain; training on all would "
+            f"keep about {_KEPT:.0%}, which is {then}.",
             situation,
             {"expected_gain": gain, "expected_seconds": took},
         )
