@@ -1,6 +1,7 @@
 """One thread that works through jobs, and the ways to wait for one: block, iterate, await.
 
-Jobs in the background wait until there are no others, and begin again when one comes.
+Jobs in the background wait until there are no others. When one comes they are put back, and begin
+again after a quiet spell that is longer each time.
 
 A caller never holds a lock while it consumes: the worker pushes into unbounded queues, and a
 caller that goes away only sets a flag, which the job polls.
@@ -21,6 +22,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 _END = None  # what follows the last piece
+_PATIENCE = 1.0  # seconds: the longest quiet that a job in the background waits for
 _in_background = contextvars.ContextVar("sift_rag_background", default=False)
 
 
@@ -29,8 +31,10 @@ def background() -> Iterator[None]:
     """Calls of an `Engine` inside give way to all others.
 
     They wait until nobody else does. One that is running is put back when another call comes, after
-    the training step or token that is on its way, and begins again later (a stream is not put back,
-    as its pieces are out). For work that nobody waits for, such as a shadow of production.
+    the training step or token that is on its way (a stream is not, as its pieces are out). It
+    begins again when no call came for as long as it had run, and for twice as long each time, up to
+    a second: else it would begin between any two calls, end never, and slow down all of them. For
+    work that nobody waits for, such as a shadow of production.
     """
     token = _in_background.set(True)
     try:
@@ -132,6 +136,7 @@ class Worker:
         self._jobs: deque[Job[Any]] = deque()
         self._background: deque[Job[Any]] = deque()
         self._running: Job[Any] | None = None
+        self._patience = 0.0  # seconds of quiet before a job in the background begins
         self._changed = threading.Condition()
         self._closed = False
         self._process = os.getpid()
@@ -175,19 +180,25 @@ class Worker:
 
     def _serve(self) -> None:
         while job := self._next():
+            began = time.perf_counter()
             again = job.run()
+            ran = time.perf_counter() - began
             with self._changed:
                 self._running = None
                 if again:
+                    self._patience = min(max(ran, 2 * self._patience), _PATIENCE)
                     self._background.appendleft(job)
                     if self._closed:
                         job.cancel()
+                elif job.in_background:
+                    self._patience = 0.0
             del job  # else the last job's texts would stay until the next one comes
 
     def _next(self) -> Job[Any] | None:
         """The next job; None once there will be none."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._background or self._closed)
+            self._changed.wait_for(lambda: self._jobs or self._closed, timeout=self._patience)
             waiting = self._jobs or self._background
             self._running = waiting.popleft() if waiting else None
             return self._running

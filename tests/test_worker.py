@@ -343,6 +343,26 @@ def test_a_running_background_job_is_put_back_and_begins_again(worker: Worker) -
     assert len(runs) == 2
 
 
+def test_what_is_put_back_again_and_again_waits_for_a_longer_quiet(worker: Worker) -> None:
+    begun = []
+    gate = threading.Event()
+
+    def work(job: Job[Any]) -> str:
+        begun.append(job)
+        while not gate.wait(0.001):
+            job.check()
+        return "done"
+
+    shadow = in_background(work)
+    worker.submit(shadow)
+    for _ in range(60):  # there is a quiet spell after each, but a short one
+        time.sleep(0.005)
+        do(worker, lambda job: None)
+    assert 1 <= len(begun) <= 20  # it may double from 20 microseconds to the most in 16
+    gate.set()
+    assert shadow.wait() == "done"
+
+
 def test_a_background_job_that_is_left_is_not_begun_again(worker: Worker) -> None:
     endless = Endless()
     shadow = in_background(endless)
