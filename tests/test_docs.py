@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ BLOCKS = {
         re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S), 1
     )
 }
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
 FEW = {"10_compare": ["5"], "11_compare_no_labels": ["2"]}  # questions: all of them take minutes
 
 
@@ -41,17 +43,38 @@ def test_the_readme_has_code() -> None:
     assert len(BLOCKS) >= 3
 
 
+def run_script(name: str, folder: Path) -> str:
+    """A block of a page, or an example; an example leaves nothing in its folder."""
+    if name in EXAMPLES:
+        shown = run([str(EXAMPLES[name]), *FEW.get(name, [])], folder)
+        assert list(folder.iterdir()) == []
+    else:
+        (folder / "block.py").write_text(BLOCKS[name], encoding="utf-8")
+        shown = run(["block.py"], folder)
+    return shown
+
+
+@pytest.fixture(scope="module")
+def shown(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[str]]]:
+    """What the scripts of the chosen tests print: two run at a time, as they take minutes."""
+    items = [item for item in request.session.items if item.path == Path(__file__)]
+    names = [item.callspec.params["name"] for item in items if hasattr(item, "callspec")]
+    folders = {name: tmp_path_factory.mktemp("script") for name in names}
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(run_script, name, folder) for name, folder in folders.items()}
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("name", BLOCKS)
-def test_readme_blocks_run(name: str, tmp_path: Path) -> None:
-    (tmp_path / "block.py").write_text(BLOCKS[name], encoding="utf-8")
-    assert run(["block.py"], tmp_path).strip()
+def test_readme_blocks_run(name: str, shown: dict[str, Future[str]]) -> None:
+    assert shown[name].result().strip()
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_print_something(example: Path, tmp_path: Path) -> None:
-    few = FEW.get(example.stem, [])
-    assert len(run([str(example), *few], tmp_path).splitlines()) >= 4
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_print_something(name: str, shown: dict[str, Future[str]]) -> None:
+    assert len(shown[name].result().splitlines()) >= 4
 
 
 def test_links_in_the_docs_lead_somewhere() -> None:
